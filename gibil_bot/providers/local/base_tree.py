@@ -22,7 +22,7 @@ from gibil_bot.providers.local.rmtree import remove_tree
 from gibil_bot.scripts.runtimes import LOCAL_TOOL_PATH, runtime_tool
 from gibil_bot.scripts.templates import text as script_text
 
-FORMAT = 2
+FORMAT = 3
 """Increased whenever the content that is built here changes."""
 
 # fmt: off
@@ -201,9 +201,11 @@ def _write_etc(etc: Path, privilege: str) -> None:
     files = {
         "shadow": "".join(f"{user}:*:19000:0:99999:7:::\n" for user in users),
         "gshadow": "root:*::\n",
-        # The egress proxy resolves names: failing at once is better than waiting for five seconds.
+        # Without a route, the egress proxy resolves names: failing at once is better than waiting for five seconds.
         "resolv.conf": "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
     }
+    if (etc / "nsswitch.conf").is_file():
+        files["nsswitch.conf"] = _with_plain_names((etc / "nsswitch.conf").read_text(errors="replace"))
     if (etc / "apt").is_dir():
         settings = 'APT::Install-Recommends "false";\nDpkg::Use-Pty "0";\n'
         if privilege == "user":
@@ -217,6 +219,12 @@ def _write_etc(etc: Path, privilege: str) -> None:
         (etc / name).write_text(text)
     for name in ("shadow", "gshadow"):
         (etc / name).chmod(0o640)
+
+
+def _with_plain_names(nsswitch: str) -> str:
+    """Change the sources of host names to files and DNS: others (systemd-resolved, mDNS) are services of the host."""
+    others = [line for line in nsswitch.splitlines() if not line.lstrip().startswith("hosts:")]
+    return "\n".join([*others, "hosts: files dns", ""])
 
 
 def _is_public(status: os.stat_result) -> bool:
