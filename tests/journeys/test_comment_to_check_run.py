@@ -149,7 +149,7 @@ async def test_a_secret_reaches_the_task_but_no_log_and_not_github(tmp_path: Pat
         '  - name: look\n    run: |\n      test -n "$TOKEN"\n      echo "plain $TOKEN"; printf %s "$TOKEN" | base64\n'
         '      echo "$TOKEN" >> $GITHUB_STEP_SUMMARY\n'
         + (
-            "      export no_proxy= NO_PROXY= ask='import sys, urllib.request as u; u.urlopen(sys.argv[1])'\n"
+            "      export ask='import sys, urllib.request as u; u.urlopen(sys.argv[1])' https_proxy=http://127.0.0.1:3128\n"
             '      python3 -c "$ask" "https://$TOKEN.localhost/" 2>/dev/null || exit 1\n'
         )
     )

@@ -61,6 +61,32 @@ MOST_ALLOWED = 256
 _NEW_CONNECTIONS_PER_S, _BURST = 200, 2000
 """The kernel's memory for tracked connections isn't charged to the machine."""
 
+# Built once, and not by PID 1 of every machine.
+_TCP, _UDP = nf_tables.protocol(socket.IPPROTO_TCP), nf_tables.protocol(socket.IPPROTO_UDP)
+_FIRST: tuple[nf_tables.Rule, ...] = (
+    (*nf_tables.to_network(_LOOPBACK), *nf_tables.dont_track()),
+    # Answers to redirected packets, whose source address the kernel has to change back.
+    *(
+        (*nf_tables.from_network(IPv4Network(PROXY[0])), *protocol, *nf_tables.from_port(PROXY[1]), *nf_tables.accept())
+        for protocol in (_TCP, _UDP)
+    ),
+    *((*protocol, *nf_tables.to_port(DNS_PORT), *nf_tables.accept()) for protocol in (_TCP, _UDP)),
+)
+_LAST: tuple[nf_tables.Rule, ...] = (
+    *((*nf_tables.to_network(network), *nf_tables.dont_track()) for network in collapse_addresses(_NOT_REDIRECTED)),
+    (*_TCP, *nf_tables.accept()),
+    nf_tables.dont_track(),
+)
+_OTHER_CHAINS = (
+    nf_tables.Chain(
+        "limit",
+        "filter",
+        nf_tables.AFTER_TRACKING,
+        ((*nf_tables.new_connection(), *nf_tables.over_rate(_NEW_CONNECTIONS_PER_S, _BURST), *nf_tables.drop()),),
+    ),
+    nf_tables.Chain("redirection", "nat", nf_tables.ADDRESS_TRANSLATION, (nf_tables.redirect(PROXY[1]),)),
+)
+
 _ADD_ADDRESS, _ADD_ROUTE = 20, 24
 _REQUEST, _ACKNOWLEDGE, _CREATE, _EXCLUSIVE = 0x1, 0x4, 0x400, 0x200
 _ADDRESS = struct.Struct("=BBBBI")
@@ -107,29 +133,12 @@ def original_destination(connection: socket.socket) -> tuple[str, int] | None:
 
 def _chains(allowed: list[tuple[str, int | None]]) -> tuple[nf_tables.Chain, ...]:
     """Return the rules. Only tracked packets are redirected, and only packets that have to be redirected are tracked."""
-    tcp, udp = nf_tables.protocol(socket.IPPROTO_TCP), nf_tables.protocol(socket.IPPROTO_UDP)
-    accept, dont_track = nf_tables.accept(), nf_tables.dont_track()
-    listener = IPv4Network(PROXY[0])
     exceptions = [
-        (*nf_tables.to_network(IPv4Network(network)), *tcp, *(nf_tables.to_port(port) if port else ()), *accept)
+        (*nf_tables.to_network(IPv4Network(network)), *_TCP, *(nf_tables.to_port(port) if port else ()), *nf_tables.accept())
         for network, port in allowed
     ]
-    selection = (
-        (*nf_tables.to_network(_LOOPBACK), *dont_track),
-        # Answers to redirected packets, whose source address the kernel has to change back.
-        *((*nf_tables.from_network(listener), *kind, *nf_tables.from_port(PROXY[1]), *accept) for kind in (tcp, udp)),
-        *((*kind, *nf_tables.to_port(DNS_PORT), *accept) for kind in (tcp, udp)),
-        *exceptions,
-        *((*nf_tables.to_network(network), *dont_track) for network in collapse_addresses(_NOT_REDIRECTED)),
-        (*tcp, *accept),
-        dont_track,
-    )
-    limit = (*nf_tables.new_connection(), *nf_tables.over_rate(_NEW_CONNECTIONS_PER_S, _BURST), *nf_tables.drop())
-    return (
-        nf_tables.Chain("selection", "filter", nf_tables.BEFORE_TRACKING, selection),
-        nf_tables.Chain("limit", "filter", nf_tables.AFTER_TRACKING, (limit,)),
-        nf_tables.Chain("redirection", "nat", nf_tables.ADDRESS_TRANSLATION, (nf_tables.redirect(PROXY[1]),)),
-    )
+    selection = nf_tables.Chain("selection", "filter", nf_tables.BEFORE_TRACKING, (*_FIRST, *exceptions, *_LAST))
+    return (selection, *_OTHER_CHAINS)
 
 
 def _add_default_route() -> None:
