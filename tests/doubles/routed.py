@@ -37,9 +37,9 @@ control = socket.socket(fileno=int(sys.argv[1]))
 spawn.become_owner(syscalls.CLONE_NEWNET)
 syscalls.loopback_up()
 listener = spawn._listen(*route.PROXY)
-questions = route.set_up(json.loads(sys.argv[2]))
-socket.send_fds(control, [b"up"], [listener.fileno(), questions.fileno()])
-listener.close(); questions.close()
+routed = route.set_up(json.loads(sys.argv[2]))
+socket.send_fds(control, [b"up"], [each.fileno() for each in (listener, *routed)])
+for each in (listener, *routed): each.close()
 control.recv(1)
 exec(sys.stdin.read())
 """
@@ -54,7 +54,7 @@ def answered(response):
     _number, flags, _questions, answers, _, _ = struct.unpack_from(">HHHHHH", response)
     kept = response[len(response) - 16 * answers:]
     return flags & 15, [socket.inet_ntoa(kept[16 * at + 12 : 16 * at + 16]) for at in range(answers)]
-def look_up(name, server="192.0.2.1", kind=1):
+def look_up(name, server="192.0.0.53", kind=1):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
         asker.settimeout(20)
         asker.connect((server, 53))
@@ -124,8 +124,8 @@ async def routed(*allow: str, **more: Any) -> AsyncIterator[Inside]:
     serving: asyncio.Task[None] | None = None
     try:
         async with asyncio.timeout(patient(30)):
-            listener, questions = await _received(ours, process)
-        serving = asyncio.create_task(EgressProxy(allow, refusals=refusals, **more).serve(listener, questions))
+            sockets = await _received(ours, process)
+        serving = asyncio.create_task(EgressProxy(allow, refusals=refusals, **more).serve(*sockets))
         yield Inside(process, ours, refusals)
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -150,7 +150,7 @@ async def _received(control: socket.socket, process: asyncio.subprocess.Process)
         await ready
     finally:
         loop.remove_reader(control)
-    message, fds, _flags, _address = socket.recv_fds(control, 16, 2)
+    message, fds, _flags, _address = socket.recv_fds(control, 16, 3)
     if message != b"up":
         _out, err = await process.communicate()
         raise AssertionError(err.decode())

@@ -15,6 +15,7 @@ from gibil_bot.providers.local.egress_policy import endpoint
 from gibil_bot.providers.local.error_response import http_error, send_last
 from gibil_bot.providers.local.host_network import HostNetwork
 from gibil_bot.providers.local.outbound import Outbound, RefusalLog, Refused, Resolve
+from gibil_bot.providers.local.packet_log import read_packet_log
 from gibil_bot.providers.local.proxy_request import MAX_HEAD, BadRequest, ProxyRequest, close_after, parse_request
 from gibil_bot.providers.local.redirected import RedirectedConnections
 from gibil_bot.providers.local.relay import BLOCK, Streams, accept, close, pump, relay, reset
@@ -52,17 +53,21 @@ class EgressProxy:
         self._resolver = Resolver(self._outbound)
         self._redirected = RedirectedConnections(self._outbound, self._resolver, idle_s)
 
-    async def serve(self, listener: socket.socket, questions: socket.socket | None = None) -> None:
-        """Serve until cancelled; then the sockets and every connection are closed. `questions`: a UDP socket for DNS."""
+    async def serve(
+        self, listener: socket.socket, questions: socket.socket | None = None, dropped: socket.socket | None = None
+    ) -> None:
+        """Serve until cancelled; then the sockets and every connection are closed. `questions`, `dropped`: see route.set_up."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 if questions is not None:
                     tasks.create_task(self._resolver.serve(questions))
+                if dropped is not None:
+                    tasks.create_task(read_packet_log(dropped, self._outbound.refusals.add))
                 tasks.create_task(accept(listener, self._connection))
         finally:
-            listener.close()
-            if questions is not None:
-                questions.close()
+            for each in (listener, questions, dropped):
+                if each is not None:
+                    each.close()
             self._outbound.close()
 
     async def _connection(self, client: Streams) -> None:

@@ -186,11 +186,11 @@ class ManagedMachine:
                 self._init_pid = await self._under_limits(spawned)
                 self._init_client.entered(self._init_pid)
                 proxy, *others = await self._init_client.ready
-                questions = others.pop() if self._init_client.has_route else None
+                routed = [others.pop() for _ in range(self._init_client.routed)][::-1]
             context.groups.weigh(spec.name)
         except TimeoutError:
             raise SpawnFailed("starting PID 1", None, f"not ready after {_READY_S:.0f} s") from None
-        self._supervise(egress_proxy.serve(proxy, questions))
+        self._supervise(egress_proxy.serve(proxy, *routed))
         for listener, (host, port) in zip(others, listeners, strict=True):
             self._supervise(forward(listener, host, port))
         self._memory = Memory.of(self._init_client.memory)

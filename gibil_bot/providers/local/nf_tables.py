@@ -39,7 +39,12 @@ _NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
 _EQUAL = 0
 _META_PROTOCOL = 16
 _CONNECTION_STATE = 0
-_STATE_NEW = 1 << 3
+_STATE_NEW, _STATE_UNTRACKED = 1 << 3, 1 << 6
+_SYN, _ACK = 0x02, 0x10
+_LOG_SUBSYSTEM, _LOG_CONFIGURE = 4, 1
+_LOG_BIND, _LOG_PACKET = 1, 2
+_LOG_BYTES = 64
+"""Of a packet: the headers of IPv4 (without unusual options) and the ports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,16 +125,43 @@ def protocol(number: int) -> Rule:
     return (_expression("meta", _attribute(1, _REGISTER), _attribute(2, _META_PROTOCOL)), _equals(bytes([number])))
 
 
+def opens_connection() -> Rule:
+    """Match the first packet of a TCP connection, tracked or not."""
+    return (
+        *protocol(socket.IPPROTO_TCP),
+        _payload(_TRANSPORT_HEADER, 13, 1),
+        _and(bytes([_SYN | _ACK])),
+        _equals(bytes([_SYN])),
+    )
+
+
 def new_connection() -> Rule:
     """Match the first packet of a tracked connection."""
-    state = struct.pack("=I", _STATE_NEW)
+    return _in_state(_STATE_NEW)
+
+
+def untracked() -> Rule:
+    return _in_state(_STATE_UNTRACKED)
+
+
+def _in_state(bit: int) -> Rule:
+    state = struct.pack("=I", bit)
     loaded = _expression("ct", _attribute(1, _REGISTER), _attribute(2, _CONNECTION_STATE))
     return (loaded, _and(state), _equals(state))
 
 
+def within_rate(per_second: int, burst: int) -> Rule:
+    """Match packets up to a rate (token bucket)."""
+    return _rate(per_second, burst, inverted=0)
+
+
 def over_rate(per_second: int, burst: int) -> Rule:
-    """Match what exceeds a rate (token bucket)."""
-    unit_s, packets, inverted = struct.pack(">Q", 1), 0, 1
+    """Match what exceeds a rate."""
+    return _rate(per_second, burst, inverted=1)
+
+
+def _rate(per_second: int, burst: int, inverted: int) -> Rule:
+    unit_s, packets = struct.pack(">Q", 1), 0
     return (
         _expression(
             "limit",
@@ -140,6 +172,11 @@ def over_rate(per_second: int, burst: int) -> Rule:
             _attribute(5, inverted),
         ),
     )
+
+
+def log(group: int) -> Rule:
+    """Send the packet to the socket of `open_log`."""
+    return (_expression("log", _attribute(1, struct.pack(">H", group)), _attribute(3, _LOG_BYTES)),)
 
 
 def dont_track() -> Rule:
@@ -190,6 +227,26 @@ def load(table: str, chains: tuple[Chain, ...]) -> None:
                 answers.append(connection.recv(65536))
     for answer in answers:
         _raise_error(answer)
+
+
+def open_log(group: int) -> socket.socket:
+    """Return a socket that receives the packets that rules log (linux/netfilter/nfnetlink_log.h). Raises OSError."""
+    connection = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+    try:
+        connection.bind((0, 0))
+        connection.settimeout(_ANSWER_S)
+        bind = _attribute(1, bytes([_LOG_BIND]))
+        copy = _attribute(2, struct.pack(">IBx", _LOG_BYTES, _LOG_PACKET))
+        at_once = _attribute(5, 1)
+        messages = _Messages()
+        kind = _LOG_SUBSYSTEM << 8 | _LOG_CONFIGURE
+        messages.add(kind, bind + copy + at_once, flags=_ACKNOWLEDGE, family=socket.AF_UNSPEC, resource=group)
+        connection.send(bytes(messages.sent))
+        _raise_error(connection.recv(65536))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 class _Messages:

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from gibil_bot.providers.local import dns_message as dns
 from gibil_bot.providers.local.egress_policy import Address, is_own_name, plain
 from gibil_bot.providers.local.outbound import Outbound
-from gibil_bot.providers.local.relay import Streams
+from gibil_bot.providers.local.relay import Streams, readable
 from gibil_bot.providers.local.route import PLACEHOLDERS
 
 TTL_S = 30
@@ -107,7 +107,7 @@ class Resolver:
                 try:
                     message, client = questions.recvfrom(dns.MOST_BYTES + 1)
                 except BlockingIOError:
-                    await _readable(questions)
+                    await readable(questions)
                     continue
                 except OSError as error:
                     if error.errno in (errno.EBADF, errno.ENOTSOCK):
@@ -220,22 +220,6 @@ class Resolver:
             _name, oldest = self._names.popitem(last=False)
             del self._placeholders[oldest]
         return address
-
-
-async def _readable(sock: socket.socket) -> None:
-    """Wait until there is something to read. uvloop has no sock_recvfrom."""
-    loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-
-    def report() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    loop.add_reader(sock.fileno(), report)
-    try:
-        await ready
-    finally:
-        loop.remove_reader(sock.fileno())
 
 
 def _remember(memory: OrderedDict[str, V], key: str, value: V) -> None:

@@ -13,6 +13,7 @@ PID 1 imports this module, so it imports little.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -23,8 +24,8 @@ from gibil_bot.providers.local import nf_tables
 PROXY = ("127.0.0.1", 3128)
 """The listener of the egress proxy, for TCP; the resolver listens here for UDP."""
 
-NAMESERVER = "192.0.2.1"
-"""In /etc/resolv.conf. Questions to every address are redirected; this one is in no use elsewhere (TEST-NET-1, RFC 5737)."""
+NAMESERVER = "192.0.0.53"
+"""In /etc/resolv.conf. Questions to every address are redirected; this one is in no use elsewhere (RFC 6890, section 2.2.2)."""
 
 DNS_PORT = 53
 
@@ -32,8 +33,9 @@ PLACEHOLDERS = IPv4Network("198.19.0.0/16")
 """Addresses that the resolver returns instead of those that a machine may not use directly (resolver.py). Reserved for
 benchmarks (RFC 2544), so no public host has one."""
 
-_OWN = IPv4Address("192.0.2.2")
-"""The machine's address: not a loopback address, because programs ask only for IPv6 addresses if they find no other."""
+_OWN = IPv4Address("192.0.0.8")
+"""The machine's address: the dummy address of RFC 7600. With a loopback address alone, programs would ask only for IPv6
+addresses."""
 
 _LOOPBACK = IPv4Network("127.0.0.0/8")
 _NOT_REDIRECTED = tuple(
@@ -87,6 +89,26 @@ _OTHER_CHAINS = (
     nf_tables.Chain("redirection", "nat", nf_tables.ADDRESS_TRANSLATION, (nf_tables.redirect(PROXY[1]),)),
 )
 
+_LOG_GROUP = 1
+_LOGGED_PER_S, _LOGGED_BURST = 10, 50
+_LOG_CHAIN = nf_tables.Chain(
+    "dropped",
+    "filter",
+    nf_tables.AFTER_TRACKING,
+    (
+        *(
+            (*nf_tables.to_network(network), *nf_tables.accept())
+            for network in (_LOOPBACK, IPv4Network("0.0.0.0/8"), IPv4Network(_OWN))
+        ),
+        (
+            *nf_tables.untracked(),
+            *nf_tables.opens_connection(),
+            *nf_tables.within_rate(_LOGGED_PER_S, _LOGGED_BURST),
+            *nf_tables.log(_LOG_GROUP),
+        ),
+    ),
+)
+
 _ADD_ADDRESS, _ADD_ROUTE = 20, 24
 _REQUEST, _ACKNOWLEDGE, _CREATE, _EXCLUSIVE = 0x1, 0x4, 0x400, 0x200
 _ADDRESS = struct.Struct("=BBBBI")
@@ -100,24 +122,28 @@ _LAST_METRIC = 1 << 16
 _SO_ORIGINAL_DST = 80
 
 
-def set_up(allowed: list[tuple[str, int | None]]) -> socket.socket | None:
+def set_up(allowed: list[tuple[str, int | None]]) -> list[socket.socket]:
     """Create route and rules in this network namespace, whose `lo` is up.
 
     `allowed`: IPv4 networks that the operator allows, and a port of them or None for all ports.
-    Return the socket that receives DNS questions; None if the kernel doesn't offer what this needs.
+    Return the socket that receives DNS questions and, if the kernel can log, the one that receives the first packets of
+    connections that the kernel drops (packet_log.py). Empty if the kernel doesn't offer what a route needs.
     """
+    opened: list[socket.socket] = []
     try:
-        questions = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        try:
-            questions.bind(PROXY)
-            nf_tables.load("gibil", _chains(allowed[:MOST_ALLOWED]))
-            _add_default_route()
-        except BaseException:
-            questions.close()
-            raise
+        opened.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        opened[0].bind(PROXY)
+        nf_tables.load("gibil", _chains(allowed[:MOST_ALLOWED]))
+        _add_default_route()
     except OSError:
-        return None
-    return questions
+        for each in opened:
+            each.close()
+        return []
+    with contextlib.suppress(OSError):
+        log = nf_tables.open_log(_LOG_GROUP)
+        opened.append(log)
+        nf_tables.load("gibil-log", (_LOG_CHAIN,))
+    return opened
 
 
 def original_destination(connection: socket.socket) -> tuple[str, int] | None:

@@ -165,10 +165,10 @@ def _run(request: SpawnRequest, control: socket.socket, go: int, keep: tuple[int
         Stage.now = "setting up the network"
         sc.loopback_up()
         listeners = [_listen(*route.PROXY), *(_listen(host, port) for host, port in request["listeners"])]
-        questions = route.set_up(request["allowed"])
+        routed = route.set_up(request["allowed"])
         Stage.now = "mounting the machine's overlays"
         sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
-        mounts.mount_overlays(request, has_route=questions is not None)
+        mounts.mount_overlays(request, has_route=bool(routed))
         root = f"machines/{request['name']}/mnt/root"
         mounts.mount_system(request, root)
         Stage.now = "changing the root"
@@ -187,8 +187,8 @@ def _run(request: SpawnRequest, control: socket.socket, go: int, keep: tuple[int
         sc.drop_bounding_set(DOCKER_CAPABILITIES)
         sc.prctl(sc.PR_SET_DUMPABLE, 0)  # jobs have our uid, and could read and trace PID 1 otherwise
         seccomp.install(pretend_root=request["privilege"] == "user")
-        sockets = [*listeners, *([questions] if questions else [])]
-        message = json.dumps({"ready": len(sockets), "route": questions is not None}).encode()
+        sockets = [*listeners, *routed]
+        message = json.dumps({"ready": len(sockets), "routed": len(routed)}).encode()
         _send_fds(control, message, [*(each.fileno() for each in sockets), *memory])
         for each in sockets:
             each.close()
