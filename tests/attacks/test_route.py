@@ -245,7 +245,7 @@ async def test_the_volume_that_names_can_carry_out_is_bounded() -> None:
         asked.append(host)
         raise socket.gaierror(socket.EAI_NONAME, "unknown name")
 
-    outbound = Outbound((), resolve=count)
+    outbound = Outbound((), resolve=count, host_network=Neighbours())
     resolver = Resolver(outbound)
     for number in range(2000):
         label = f"{number:060d}".encode()
