@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from gibil_bot.providers.optional import refusals
-from tests.doubles.machines import LocalLodging, guest_lodging
+from tests.doubles.machines import LocalLodging, guest_lodging, local_lodging, shared_folder
 from tests.doubles.patience import patient
 
 pytestmark = pytest.mark.usefixtures("local_machines")
@@ -126,6 +130,43 @@ async def test_names_and_addresses_outside_are_reached_without_a_proxy(lodging: 
         assert (await lodging.run(blocked, "python3 -", input=ask)).exit_status != 0
         blocked_connections = await refusals(lodging.provider, "blocked", began)
         assert [(refusal.host, refusal.port) for refusal in blocked_connections.refused] == [(own, port)]
+
+
+_WITHOUT_NF_TABLES = """
+import ctypes, platform, struct, sys
+from gibil_bot.providers.local import seccomp, syscalls
+call = seccomp._SOCKET_CALLS["socket"][0 if platform.machine() == "x86_64" else 1]
+code = [(0x20, 0, 0, 0), (0x15, 0, 5, call), (0x20, 0, 0, 16), (0x15, 0, 3, 16), (0x20, 0, 0, 32), (0x15, 0, 1, 12)]
+code += [(0x06, 0, 0, 0x50000 | 93), (0x06, 0, 0, 0x7FFF0000)]
+raw = b"".join(struct.pack("=HBBI", *each) for each in code)
+buffer = ctypes.create_string_buffer(raw, len(raw))
+syscalls.prctl(38, 1)
+record = seccomp._Program(len(code), ctypes.addressof(buffer))
+syscalls.prctl(22, 2, ctypes.addressof(record))
+from gibil_bot.providers.local.daemon import main
+main(sys.argv[1])
+"""
+"""Starts a daemon that can open no netlink socket of the packet filter: EPROTONOSUPPORT, as on a kernel without one."""
+
+
+async def test_without_nf_tables_programs_find_the_proxy_in_their_configuration(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    async with local_lodging(tmp_path / "data", shared_folder(tmp_path_factory)) as lodging:
+        command = [sys.executable, "-c", _WITHOUT_NF_TABLES, str(lodging.data_dir)]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+        await asyncio.to_thread(subprocess.run, command, check=True, env=environment, timeout=patient(60))
+        machine = await lodging.provider.create(lodging.spec("old"))
+        script = "env | grep -i proxy; git config --get http.proxy; getent hosts example.com; cat /proc/net/route | wc -l; "
+        script += "cat .config/pip/pip.conf .npmrc .yarnrc.yml .cargo/config.toml | grep -c 127.0.0.1:3128; stat -c %a /root"
+        done = await lodging.run(machine, script)
+        assert str(done.stdout).split() == ["http://127.0.0.1:3128", "1", "6", "700"], done.stderr
+        blocked = await lodging.run(
+            machine,
+            "printf 'CONNECT 10.9.8.7:443 HTTP/1.1\\r\\n\\r\\n' | bash -c "
+            "'exec 3<>/dev/tcp/127.0.0.1/3128; cat >&3; head -1 <&3'",
+        )
+        assert "403" in str(blocked.stdout)
 
 
 async def test_a_program_that_asks_the_proxy_for_the_machine_itself_gets_an_explanation(lodging: LocalLodging) -> None:
