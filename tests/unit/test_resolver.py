@@ -1,4 +1,4 @@
-"""DNS for machines: messages, and which addresses a machine is told."""
+"""DNS for machines: messages, and which addresses a machine gets."""
 
 from __future__ import annotations
 

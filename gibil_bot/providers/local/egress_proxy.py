@@ -14,7 +14,7 @@ from collections.abc import Callable
 from gibil_bot.providers.local.egress_policy import endpoint
 from gibil_bot.providers.local.error_response import http_error, send_last
 from gibil_bot.providers.local.host_network import HostNetwork
-from gibil_bot.providers.local.outbound import Outbound, RefusalLog, Refused, Resolve
+from gibil_bot.providers.local.outbound import Outbound, RefusalLog, Rejected, Resolve
 from gibil_bot.providers.local.packet_log import read_packet_log
 from gibil_bot.providers.local.proxy_request import MAX_HEAD, BadRequest, ProxyRequest, close_after, parse_request
 from gibil_bot.providers.local.redirected import RedirectedConnections
@@ -78,7 +78,7 @@ class EgressProxy:
         try:
             request = await self._read_request(reader)
             server = await self._outbound.connect(request.host, request.port)
-        except Refused as refused:
+        except Rejected as refused:
             self._outbound.record(refused)
             await send_last(client, http_error(refused))
             return
@@ -96,13 +96,13 @@ class EgressProxy:
             async with asyncio.timeout(self._head_s):
                 return parse_request(await reader.readuntil(b"\r\n\r\n"))
         except TimeoutError:
-            raise Refused(408, f"no complete request within {self._head_s:g} s") from None
+            raise Rejected(408, f"no complete request within {self._head_s:g} s") from None
         except asyncio.LimitOverrunError:
-            raise Refused(431, f"the request's head is longer than {MAX_HEAD // 1024} KiB") from None
+            raise Rejected(431, f"the request's head is longer than {MAX_HEAD // 1024} KiB") from None
         except asyncio.IncompleteReadError:
-            raise Refused(400, "the request ended too early") from None
+            raise Rejected(400, "the request ended too early") from None
         except BadRequest as error:
-            raise Refused(400, str(error)) from None
+            raise Rejected(400, str(error)) from None
 
     async def _exchange(self, request: ProxyRequest, client: Streams, server: Streams) -> None:
         """Forward one request with its body and one response. What the client sends after that isn't read."""
@@ -129,7 +129,7 @@ class EgressProxy:
             if answered:
                 reset(client[1])  # an incomplete response must not look complete
             else:
-                refused = Refused(502, f"{endpoint(request.host, request.port)} sent an invalid response")
+                refused = Rejected(502, f"{endpoint(request.host, request.port)} sent an invalid response")
                 await send_last(client, http_error(refused))
 
 

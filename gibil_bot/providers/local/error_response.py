@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from gibil_bot.providers.local.outbound import Blocked, Refused
+from gibil_bot.providers.local.outbound import Blocked, Rejected
 from gibil_bot.providers.local.relay import BLOCK, Streams
 
 TLS_ACCESS_DENIED = b"\x15\x03\x03\x00\x02\x02\x31"
@@ -14,7 +14,7 @@ TLS_ACCESS_DENIED = b"\x15\x03\x03\x00\x02\x02\x31"
 _REASONS = {400: "Bad Request", 403: "Forbidden", 408: "Request Timeout", 431: "Too Large", 502: "Bad Gateway", 504: "Timeout"}
 
 
-def http_error(refused: Refused) -> bytes:
+def http_error(refused: Rejected) -> bytes:
     body = f"gibil: {refused.message}\n".encode()
     # Of an answer to CONNECT, programs show only the status line (pip: "Tunnel connection failed: 403 …").
     reason = refused.message if isinstance(refused, Blocked) else _REASONS[refused.status]

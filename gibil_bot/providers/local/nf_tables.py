@@ -219,7 +219,7 @@ def load(table: str, chains: tuple[Chain, ...]) -> None:
         connection.bind((0, 0))
         connection.send(bytes(messages.sent))
         connection.settimeout(_ANSWER_S)
-        # Errors of the transaction arrive after the acknowledgement of its first message, in datagrams of their own.
+        # Errors of the transaction arrive after the acknowledgement of its first message, in separate datagrams.
         answers = [connection.recv(65536)]
         connection.setblocking(False)
         with contextlib.suppress(BlockingIOError):

@@ -37,7 +37,7 @@ MOST_REFUSALS = 50
 _RESOLVER_THREADS = 4
 
 
-class Refused(Exception):
+class Rejected(Exception):
     """The request is answered with an error status."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -45,7 +45,7 @@ class Refused(Exception):
         self.status, self.message = status, message
 
 
-class Blocked(Refused):
+class Blocked(Rejected):
     """The destination isn't allowed, which is reported to the user of the machine."""
 
     def __init__(self, refusal: Refusal, message: str) -> None:
@@ -108,9 +108,9 @@ class Outbound:
         if self._resolver_threads is not None:
             self._resolver_threads.shutdown(wait=False, cancel_futures=True)
 
-    def record(self, refused: Refused) -> None:
-        if isinstance(refused, Blocked):
-            self.refusals.add(refused.refusal)
+    def record(self, rejected: Rejected) -> None:
+        if isinstance(rejected, Blocked):
+            self.refusals.add(rejected.refusal)
 
     def allows_name(self, name: str, port: int) -> bool:
         """Return whether the operator allows the endpoint by its name, whatever it resolves to."""
@@ -133,13 +133,13 @@ class Outbound:
     async def connect(self, host: str, port: int, others: tuple[str, ...] = ()) -> Streams:
         """Connect to an allowed address of `host`, or if none answers, of the others.
 
-        Raises Refused, and Blocked if no address of `host` is allowed.
+        Raises Rejected, and Blocked if no address of `host` is allowed.
         """
         try:
             async with asyncio.timeout(self._connect_s):
                 addresses = await self._allowed(host, port)
                 for other in others:
-                    with contextlib.suppress(Refused):
+                    with contextlib.suppress(Rejected):
                         addresses += await self._allowed(other, port)
                 reason = ""
                 for address in addresses:
@@ -148,8 +148,8 @@ class Outbound:
                     except OSError as error:  # includes TimeoutError
                         reason = os.strerror(error.errno) if error.errno else "no answer"
         except TimeoutError:
-            raise Refused(504, f"{endpoint(host, port)} didn't answer within {self._connect_s:g} s") from None
-        raise Refused(502, f"cannot connect to {endpoint(host, port)}: {reason}")
+            raise Rejected(504, f"{endpoint(host, port)} didn't answer within {self._connect_s:g} s") from None
+        raise Rejected(502, f"cannot connect to {endpoint(host, port)}: {reason}")
 
     async def _allowed(self, host: str, port: int) -> list[SockAddress]:
         """Return the allowed addresses of `host`, at least one. Raises Blocked if none is allowed."""
@@ -159,7 +159,7 @@ class Outbound:
         except (OSError, UnicodeError):
             if own and not any(rule.names(host, port) for rule in self._rules):
                 raise _itself(host, port) from None
-            raise Refused(502, f"cannot resolve {host}") from None
+            raise Rejected(502, f"cannot resolve {host}") from None
         found: list[SockAddress] = []
         why = ""
         itself = own

@@ -17,7 +17,7 @@ from ipaddress import IPv4Address
 from gibil_bot.model import Refusal
 from gibil_bot.providers.local.error_response import TLS_ACCESS_DENIED, http_error, send_last
 from gibil_bot.providers.local.first_bytes import MOST_BYTES, FirstBytes, read_first_bytes
-from gibil_bot.providers.local.outbound import Blocked, Outbound, Refused
+from gibil_bot.providers.local.outbound import Blocked, Outbound, Rejected
 from gibil_bot.providers.local.relay import Streams, close, relay, reset
 from gibil_bot.providers.local.resolver import Resolver
 from gibil_bot.providers.local.route import DNS_PORT, PLACEHOLDERS
@@ -47,7 +47,7 @@ class RedirectedConnections:
                     await self._explain(blocked, address, first, client)
                     return
                 server = await self._outbound.connect(first.host, port)
-        except Refused:
+        except Rejected:
             reset(client[1])  # a program sees the connection end, as it would if a firewall rejected it
             return
         try:
@@ -60,7 +60,7 @@ class RedirectedConnections:
         if IPv4Address(address) in PLACEHOLDERS:
             name = self._resolver.name_of(address)
             if name is None:
-                raise Refused(502, f"{address} belongs to no name")
+                raise Rejected(502, f"{address} belongs to no name")
             return await self._outbound.connect(name, port)
         return await self._outbound.connect(address, port, self._resolver.siblings(address))
 
