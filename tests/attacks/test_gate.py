@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from gibil_bot.model import Refusal, Refusals
-from gibil_bot.providers.local.egress_proxy import MOST_REFUSALS, RefusalLog
+from gibil_bot.providers.local.outbound import MOST_REFUSALS, RefusalLog
 from tests.doubles.gatekit import Server, ask, dial, http_server, proxy
 from tests.doubles.patience import patient
 
@@ -147,7 +147,7 @@ async def test_the_hosts_own_address_is_not_public() -> None:
         except OSError:
             pytest.skip("this host has no route to the internet, and therefore no address")
         own = probe.getsockname()[0]
-    from gibil_bot.providers.local import egress_proxy as module
+    from gibil_bot.providers.local import outbound as module
     from gibil_bot.providers.local.egress_policy import parse_address
 
     assert module._is_this_host(parse_address(own))

@@ -37,12 +37,6 @@ _ROUTER = "172.31.1.1"
 _ADDRESS = "203.0.113.7"
 """Every computer's address, because each has a separate router. RFC 5737, TEST-NET-3."""
 
-# The metadata address has to be reached without the egress proxy of local machines.
-_ENVIRONMENT = {
-    **ENVIRONMENT,
-    **{name: f"{ENVIRONMENT[name]},{METADATA}" for name in ("no_proxy", "NO_PROXY")},
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Done:
@@ -81,7 +75,7 @@ class Computer:
             words += ["-C", "--"]
         return await asyncio.create_subprocess_exec(
             *(*words, "sh", "-c", script),
-            env=_ENVIRONMENT,
+            env=ENVIRONMENT,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

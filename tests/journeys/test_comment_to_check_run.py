@@ -69,7 +69,7 @@ async def test_a_repeated_command_edits_the_comment_and_creates_a_new_check_run(
 async def test_a_failing_task_fails_the_check_run_which_shows_the_end_of_its_output(tmp_path: Path) -> None:
     tasks = (
         "tasks:\n  - name: break\n    run: |\n      echo the reason\n"
-        "      python3 -c 'import urllib.request as u; u.urlopen(\"https://10.9.8.7/\")' 2>/dev/null || exit 3\n"
+        "      python3 -c 'import urllib.request as u; u.urlopen(\"https://10.9.8.7/\", timeout=1)' 2>/dev/null || exit 3\n"
         "  - {name: after, run: 'echo never'}\n"
     )
     async with journey(tmp_path, {**FILES, ".gibil.yml": tasks}) as world:
@@ -149,7 +149,7 @@ async def test_a_secret_reaches_the_task_but_no_log_and_not_github(tmp_path: Pat
         '  - name: look\n    run: |\n      test -n "$TOKEN"\n      echo "plain $TOKEN"; printf %s "$TOKEN" | base64\n'
         '      echo "$TOKEN" >> $GITHUB_STEP_SUMMARY\n'
         + (
-            "      export no_proxy= NO_PROXY= ask='import sys, urllib.request as u; u.urlopen(sys.argv[1])'\n"
+            "      export ask='import sys, urllib.request as u; u.urlopen(sys.argv[1])' https_proxy=http://127.0.0.1:3128\n"
             '      python3 -c "$ask" "https://$TOKEN.localhost/" 2>/dev/null || exit 1\n'
         )
     )

@@ -26,7 +26,7 @@ from gibil_bot.scripts.runtimes import LOCAL_TOOL_PATH, runtime_tool
 from gibil_bot.scripts.templates import text as script_text
 from gibil_bot.scripts.tool_settings import tool_files
 
-FORMAT = 4
+FORMAT = 5
 """Increased whenever the content that is built here changes."""
 
 # fmt: off
@@ -228,9 +228,11 @@ def _write_etc(etc: Path, privilege: str) -> None:
     files = {
         "shadow": "".join(f"{user}:*:19000:0:99999:7:::\n" for user in users),
         "gshadow": "root:*::\n",
-        # The egress proxy resolves names: failing at once is better than waiting for five seconds.
+        # Without a route, the egress proxy resolves names: failing at once is better than waiting for five seconds.
         "resolv.conf": "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
     }
+    if (etc / "nsswitch.conf").is_file():
+        files["nsswitch.conf"] = _with_plain_names((etc / "nsswitch.conf").read_text(errors="replace"))
     if (etc / "apt").is_dir():
         settings = 'APT::Install-Recommends "false";\nDpkg::Use-Pty "0";\n'
         if privilege == "user":
@@ -288,6 +290,12 @@ def trust(folder: Path, pem: str) -> None:
                 name = done.stdout.strip()
                 free = next(f"{name}.{at}" for at in range(100) if not os.path.lexists(folder / f"{name}.{at}"))
                 (folder / free).symlink_to(file.name)
+
+
+def _with_plain_names(nsswitch: str) -> str:
+    """Change the sources of host names to files and DNS: others (systemd-resolved, mDNS) are services of the host."""
+    others = [line for line in nsswitch.splitlines() if not line.lstrip().startswith("hosts:")]
+    return "\n".join([*others, "hosts: files dns", ""])
 
 
 def _is_public(status: os.stat_result) -> bool:

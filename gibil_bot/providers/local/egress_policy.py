@@ -134,6 +134,11 @@ def loopback_ports(allow: tuple[str, ...]) -> tuple[tuple[str, int], ...]:
     return tuple(found)
 
 
+def allowed_networks(allow: tuple[str, ...]) -> list[tuple[str, int | None]]:
+    """Return the entries that are IPv4 networks, with their ports."""
+    return [(str(rule.network), rule.port) for rule in parse_rules(allow) if isinstance(rule.network, IPv4Network)]
+
+
 def _rule(entry: str) -> Rule:
     port: int | None = None
     host = entry

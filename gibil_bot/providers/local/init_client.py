@@ -61,6 +61,8 @@ class InitClient:
         self.ready: asyncio.Future[list[socket.socket]] = self._loop.create_future()
         self.spawned = asyncio.Event()
         """Set whenever a command is requested. Every process of the machine descends from a command."""
+        self.routed = 0
+        """How many of the last listeners are the sockets of route.set_up. Known when `ready` is."""
         self.memory: list[int] = []
         """Descriptors that came with the listeners (spawn._memory_of), open until `release_mounts`."""
         self._mounts: int | None = None
@@ -235,6 +237,7 @@ class InitClient:
         elif "terminal" in answer and answer["terminal"] in self._commands and fds:
             self._commands[answer["terminal"]].on_terminal(fds.pop(0))
         elif "ready" in answer and not self.ready.done():
+            self.routed = answer["routed"]
             self.ready.set_result([socket.socket(fileno=fds.pop(0)) for _ in range(answer["ready"])])
             (self._mounts, *self.memory), fds = fds, []
         elif "failed" in answer and not self.ready.done():

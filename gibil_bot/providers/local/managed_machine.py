@@ -22,17 +22,18 @@ from gibil_bot.model import Endpoint, Machine, MachineSpec, Usage
 from gibil_bot.providers.local.base_tree import Layout
 from gibil_bot.providers.local.control_protocol import Cause
 from gibil_bot.providers.local.disk_images import Image, Images, image_disk_mb
-from gibil_bot.providers.local.egress_policy import loopback_ports
-from gibil_bot.providers.local.egress_proxy import EgressProxy, RefusalLog
+from gibil_bot.providers.local.egress_policy import allowed_networks, loopback_ports
+from gibil_bot.providers.local.egress_proxy import EgressProxy
 from gibil_bot.providers.local.end_causes import write_cause
 from gibil_bot.providers.local.fork_client import ForkClient, SpawnedMachine
 from gibil_bot.providers.local.host_network import HostNetwork
 from gibil_bot.providers.local.init_client import InitClient, SpawnFailed
 from gibil_bot.providers.local.limits import FILES_PER_MB, Groups, Limits, share_of_processors
 from gibil_bot.providers.local.mounts import SpawnRequest
+from gibil_bot.providers.local.outbound import RefusalLog
 from gibil_bot.providers.local.paths import LocalPaths, clear_dead_machine
 from gibil_bot.providers.local.relay import forward
-from gibil_bot.providers.local.spawn import PROXY
+from gibil_bot.providers.local.route import PROXY
 from gibil_bot.providers.local.usage_poller import (
     Memory,
     count_tasks,
@@ -157,6 +158,7 @@ class ManagedMachine:
             "weight": "group" if context.groups.shares_cpu else "nice",
             "cpus": share_of_processors(self._limits.memory_mb, context.groups.host_memory_mb(), os.sched_getaffinity(0)),
             "listeners": listeners,
+            "allowed": allowed_networks(spec.egress_allow),
             "base": 0,
         }
         self._make_folder()
@@ -188,10 +190,11 @@ class ManagedMachine:
                 self._init_pid = await self._under_limits(spawned)
                 self._init_client.entered(self._init_pid)
                 proxy, *others = await self._init_client.ready
+                routed = [others.pop() for _ in range(self._init_client.routed)][::-1]
             context.groups.weigh(spec.name)
         except TimeoutError:
             raise SpawnFailed("starting PID 1", None, f"not ready after {_READY_S:.0f} s") from None
-        self._supervise(egress_proxy.serve(proxy))
+        self._supervise(egress_proxy.serve(proxy, *routed))
         for listener, (host, port) in zip(others, listeners, strict=True):
             self._supervise(forward(listener, host, port))
         self._memory = Memory.of(self._init_client.memory)

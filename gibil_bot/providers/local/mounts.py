@@ -10,7 +10,9 @@ import errno
 import os
 from typing import TypedDict
 
+from gibil_bot.providers.local import proxy_settings
 from gibil_bot.providers.local import syscalls as sc
+from gibil_bot.providers.local.route import NAMESERVER
 
 _HOSTS = "127.0.0.1 localhost\n127.0.1.1 {name}\n::1 localhost ip6-localhost ip6-loopback\n"
 _TERMINALS = 256
@@ -41,6 +43,8 @@ class SpawnRequest(TypedDict):
     """The processors that it sees and uses."""
     listeners: list[tuple[str, int]]
     """Loopback addresses that PID 1 listens on in addition to the proxy's."""
+    allowed: list[tuple[str, int | None]]
+    """IPv4 networks that the operator allows, with a port or None for all (route.py)."""
     base: int
     """The first host uid of the machine's range, with privilege `root` only."""
 
@@ -58,7 +62,7 @@ def mount_points(folder: str, overlays: int) -> None:
         os.mkdir(f"{folder}/mnt/{name}", 0o711)
 
 
-def mount_overlays(request: SpawnRequest) -> None:
+def mount_overlays(request: SpawnRequest, *, has_route: bool) -> None:
     folder = f"machines/{request['name']}"
     if request["privilege"] == "user":
         mount_points(folder, overlays=0)
@@ -69,6 +73,10 @@ def mount_overlays(request: SpawnRequest) -> None:
     os.makedirs(etc)
     write_file(f"{etc}/hostname", f"{request['name']}\n", os.O_CREAT)
     write_file(f"{etc}/hosts", _HOSTS.format(name=request["name"]), os.O_CREAT)
+    if has_route:
+        write_file(f"{etc}/resolv.conf", f"nameserver {NAMESERVER}\n", os.O_CREAT)
+    else:
+        proxy_settings.write(f"{folder}/disk/upper0")
     base_tree = request["base_tree"]
     as_root = request["privilege"] == "root"
     _overlay(folder, 0, f"{folder}/mnt/0" if as_root else f"{base_tree}/root", f"{folder}/mnt/root")

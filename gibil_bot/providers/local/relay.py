@@ -109,6 +109,22 @@ async def close(writer: asyncio.StreamWriter) -> None:
         writer.transport.abort()
 
 
+async def readable(sock: socket.socket) -> None:
+    """Wait until there is something to read. uvloop has no sock_recvfrom."""
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+
+    def report() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(sock.fileno(), report)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(sock.fileno())
+
+
 def reset(writer: asyncio.StreamWriter) -> None:
     """End a connection with an error (RST), so that the other side doesn't take the data as complete."""
     sock = writer.get_extra_info("socket")

@@ -17,7 +17,7 @@ import socket
 import time
 from typing import NoReturn
 
-from gibil_bot.providers.local import init, mounts, seccomp
+from gibil_bot.providers.local import init, mounts, route, seccomp
 from gibil_bot.providers.local import syscalls as sc
 from gibil_bot.providers.local.fd_passing import close_others
 from gibil_bot.providers.local.mounts import SpawnRequest, Stage, write_file
@@ -28,8 +28,6 @@ IDS = 65536
 DOCKER_CAPABILITIES = frozenset((0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31))
 """chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw sys_chroot mknod audit_write setfcap:
 what docker leaves to a container's root. Without SYS_ADMIN a job cannot remount a read-only bind writable."""
-
-PROXY = ("127.0.0.1", 3128)
 
 SEND_FDS_S = 5.0
 
@@ -165,9 +163,13 @@ def _run(request: SpawnRequest, control: socket.socket, go: int, keep: tuple[int
         for fd in (0, 1, 2):
             os.dup2(null, fd)
         close_others({control.fileno(), go, *keep})
+        Stage.now = "setting up the network"
+        sc.loopback_up()
+        listeners = [_listen(*route.PROXY), *(_listen(host, port) for host, port in request["listeners"])]
+        routed = route.set_up(request["allowed"])
         Stage.now = "mounting the machine's overlays"
         sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
-        mounts.mount_overlays(request)
+        mounts.mount_overlays(request, has_route=bool(routed))
         root = f"machines/{request['name']}/mnt/root"
         mounts.mount_system(request, root)
         Stage.now = "changing the root"
@@ -176,9 +178,7 @@ def _run(request: SpawnRequest, control: socket.socket, go: int, keep: tuple[int
         sc.unmount(".", sc.MNT_DETACH)
         os.chdir("/")
         init.ENVIRONMENT.update(init.operators_environment())
-        Stage.now = "setting up the network"
-        sc.loopback_up()
-        listeners = [_listen(*PROXY), *(_listen(host, port) for host, port in request["listeners"])]
+        Stage.now = "opening the tables of its memory"
         memory = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in ("/proc/self/ns/mnt", *_memory_of(request))]
         sc.prctl(sc.PR_SET_DUMPABLE, 1)  # changing the user has closed /proc/self; no other process runs here yet
         priorities = init.JobPriorities(request["weight"] == "nice")
@@ -189,10 +189,11 @@ def _run(request: SpawnRequest, control: socket.socket, go: int, keep: tuple[int
         sc.drop_bounding_set(DOCKER_CAPABILITIES)
         sc.prctl(sc.PR_SET_DUMPABLE, 0)  # jobs have our uid, and could read and trace PID 1 otherwise
         seccomp.install(pretend_root=request["privilege"] == "user")
-        message = json.dumps({"ready": len(listeners)}).encode()
-        _send_fds(control, message, [*(listener.fileno() for listener in listeners), *memory])
-        for listener in listeners:
-            listener.close()
+        sockets = [*listeners, *routed]
+        message = json.dumps({"ready": len(sockets), "routed": len(routed)}).encode()
+        _send_fds(control, message, [*(each.fileno() for each in sockets), *memory])
+        for each in sockets:
+            each.close()
         for fd in memory:
             os.close(fd)
     except BaseException as error:
