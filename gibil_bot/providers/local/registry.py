@@ -27,8 +27,8 @@ from gibil_bot.providers.local.limits import NO_ROOM, Groups, Limits, find_hiera
 from gibil_bot.providers.local.managed_machine import MachineContext, ManagedMachine, load_ssh_server
 from gibil_bot.providers.local.paths import LocalPaths, clear_dead_machine, groups_prefix, own_privilege
 from gibil_bot.providers.local.rmtree import remove_tree
-from gibil_bot.providers.local.trash import BackgroundDeletion, waiting
 from gibil_bot.providers.local.runtime_store import RuntimeStore
+from gibil_bot.providers.local.trash import BackgroundDeletion, waiting
 
 _APT = Path("/usr/bin/apt-get").exists()
 _CLOCK_CHECK_S = 30.0
