@@ -121,7 +121,7 @@ def facts(project: Project) -> Facts | None:
         steps=steps,
         tests=tests,
         linters=found_linters,
-        env=_environment(manager),
+        env=_environment(manifest, manager),
         caches=_caches(manager),
         problems=tuple(problem for path in ("package.json", "pnpm-workspace.yaml") if (problem := project.problems.get(path))),
     )
@@ -514,12 +514,16 @@ def _build_first(project: Project, scripts: dict[str, str], test: str, manager: 
 # Environment
 
 
-def _environment(manager: Manager) -> dict[str, str]:
+def _environment(manifest: dict[str, Any], manager: Manager) -> dict[str, str]:
     env = {"COREPACK_ENABLE_DOWNLOAD_PROMPT": "0"}
     if manager.name == "npm":
         env["npm_config_update_notifier"] = "false"
     elif manager.berry:
         env["YARN_ENABLE_TELEMETRY"] = "0"
+    depends = {**table(manifest.get("dependencies")), **table(manifest.get("devDependencies"))}
+    if "cypress" in depends and not re.search(r"\bcypress\b", string(table(manifest.get("scripts")).get("test"))):
+        # the download is large, from a server that machines often can't reach, and a failure fails the installation
+        env["CYPRESS_INSTALL_BINARY"] = "0"
     return env
 
 

@@ -379,6 +379,13 @@ def test_scripts_that_need_a_browser_are_left_out_only_on_a_machine_without_one(
     assert "without test:browser" in rest.evidence.text
 
 
+def test_a_browser_that_the_tests_dont_use_isnt_downloaded() -> None:
+    manifest: dict[str, Any] = {"devDependencies": {"cypress": "13"}, "scripts": {"test": "jest"}}
+    assert facts({"package.json": manifest}).env["CYPRESS_INSTALL_BINARY"] == "0"
+    manifest["scripts"] = {"test": "cypress run"}
+    assert "CYPRESS_INSTALL_BINARY" not in facts({"package.json": manifest}).env
+
+
 def test_another_manager_that_a_script_calls_is_installed_if_possible() -> None:
     scripts = {"test": "yarn build && jest", "build": "tsc", "release": "pnpm publish"}
     found = facts({"package.json": {"scripts": scripts, "dependencies": {"a": "1"}}}, "package-lock.json")
