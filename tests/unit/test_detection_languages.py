@@ -345,6 +345,25 @@ def test_a_newer_go_of_the_machine_will_do_and_an_older_one_wont() -> None:
     assert "1.21" not in found.runtimes[0].accepts
 
 
+@pytest.mark.parametrize(
+    ("runs", "command"),
+    [
+        (["cargo test --all-features", "cargo test --locked"], "cargo test --all-features"),
+        (
+            ["cargo test --features 'a b'", "cargo test --no-run", "cargo test $(id)", "cargo test; id"],
+            "cargo test --workspace",
+        ),
+        (["cargo test --features a,b/c --exclude d"], "cargo test --features a,b/c --exclude d"),
+        (["cargo test --all-features", "cargo test --workspace"], "cargo test --workspace"),
+        (["cargo test --target wasm32-unknown-unknown"], "cargo test --workspace"),
+    ],
+)
+def test_cargo_tests_the_features_that_the_ci_tests(runs: list[str], command: str) -> None:
+    found = rust.facts(project({"Cargo.toml": "[workspace]\n", CI: workflow(*runs)}))
+    assert found is not None
+    assert found.tests[0].run == command
+
+
 def test_extensions_of_php_become_packages() -> None:
     names = ("json", "dom", "intl", "pdo_mysql", "made-up; id", "inhouse")
     manifest = json.dumps({"require": {f"ext-{name}": "*" for name in names}})
