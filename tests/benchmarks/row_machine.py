@@ -15,9 +15,11 @@ import uvloop
 
 from tests.benchmarks.comparison import Comparison, LeftOut, at_most
 from tests.benchmarks.context import Context
-from tests.benchmarks.machines import yard
+from tests.benchmarks.machines import Yard, yard
 
 ROUNDS = 12
+FULL_ROUNDS = 4
+_FILL = "cd /root; for d in $(seq 100); do mkdir $d; (cd $d; seq -f f%g 1000 | xargs touch); done"
 
 
 def machine(context: Context) -> list[Comparison]:
@@ -48,6 +50,7 @@ async def _machine(context: Context) -> list[Comparison]:
                 destroy["ours"].append(destroyed * 1000)
                 first["by hand"].append(overlay.first_s * 1000)
                 destroy["by hand"].append(overlay.destroy_s * 1000)
+        full, empty = await _with_and_without_files(machines)
     peer = "overlay + bubblewrap"
     return [
         Comparison(
@@ -55,7 +58,24 @@ async def _machine(context: Context) -> list[Comparison]:
             ours=first["ours"], peers=first["by hand"], aim=at_most(2.5),
         ),
         Comparison(what="destroy", peer=peer, unit="ms", ours=destroy["ours"], peers=destroy["by hand"], aim=at_most(1.5)),
+        Comparison(
+            what="destroy with 100,000 files", peer="an empty machine", unit="ms", ours=full, peers=empty, aim=at_most(2.0),
+        ),
     ]  # fmt: skip
+
+
+async def _with_and_without_files(machines: Yard) -> tuple[list[float], list[float]]:
+    """Return how many ms it takes to destroy a machine with 100,000 files, and one without."""
+    took: tuple[list[float], list[float]] = [], []
+    for _ in range(FULL_ROUNDS):
+        for times, script in zip(took, (_FILL, "true"), strict=True):
+            created, shell = await machines.create()
+            assert (await shell.run(script, timeout_s=300)).exit_status == 0
+            await shell.close()
+            begun = time.perf_counter()
+            await machines.factory.destroy(created.name)
+            times.append((time.perf_counter() - begun) * 1000)
+    return took
 
 
 class Took:
