@@ -595,6 +595,8 @@ class MachineSpec(MachineResources, frozen=True, kw_only=True):
     untrusted: bool = False
     tethered: bool = False
     """Local only: destroyed as soon as the process that created it ends."""
+    layer: str | None = None
+    """The layer below its disk, with a provider that is `Layering`."""
 
     def __repr__(self) -> str:
         return _without(self, "host_key", "first_host_key")
@@ -623,6 +625,21 @@ class Machine(Struct, frozen=True, kw_only=True):
     endpoint: Endpoint
     labels: Mapping[str, str] = field(default_factory=dict)
     status: str = "running"
+    layer: str | None = None
+    """The layer that it started from."""
+
+
+class LayerInfo(Struct, frozen=True, kw_only=True):
+    """The disk of an ended machine, read-only, that new machines can start from."""
+
+    id: str
+    parent: str | None
+    """The layer that its machine started from."""
+    depth: int
+    """Number of layers from this one down: 1 if it has no parent."""
+    size_mb: int
+    """Without its parents."""
+    created_at: datetime
 
 
 class Capabilities(Struct, frozen=True, kw_only=True):

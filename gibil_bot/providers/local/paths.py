@@ -1,6 +1,7 @@
 """Paths of local machines: the local folder in the data directory, the runtime folder of sockets, and the locks on both.
 
 <data dir>/local/      keeper.lock  starting.lock  keeper.json  keeper.log  skeleton-…/  machines/NAME/  disks/  causes/NAME
+                       layers/ID/
 machines/NAME/         lock (holds PID 1's pid)  machine.json  disk/  mnt/  disk.img
 <runtime dir>/KEY/     control.sock  <random>.sock     (an AF_UNIX path holds 107 bytes, see unix(7))
 """
@@ -53,8 +54,15 @@ class LocalPaths:
     def key(self) -> str:
         return hashlib.sha256(os.fsencode(self.local)).hexdigest()[:8]
 
+    @property
+    def layers(self) -> Path:
+        return self.local / "layers"
+
     def machine(self, name: str) -> Path:
         return self.machines / name
+
+    def layer(self, layer_id: str) -> Path:
+        return self.layers / layer_id
 
     def prepare(self) -> None:
         """Create the folders. Raises Unavailable if that fails."""
@@ -156,12 +164,24 @@ def clear_dead_machine(paths: LocalPaths, name: str) -> bool:
     folder = paths.machine(name)
     if not folder.is_dir():
         return True
+    with _dead(folder) as dead:
+        if dead:
+            remove_tree(folder)
+        return dead
+
+
+def await_dead_machine(paths: LocalPaths, name: str) -> bool:
+    """Wait until no process of an ended machine can write to its folder; False if the machine still runs. Blocking."""
+    with _dead(paths.machine(name)) as dead:
+        return dead
+
+
+@contextlib.contextmanager
+def _dead(folder: Path) -> Iterator[bool]:
     with locked(folder / "lock", wait_s=5.0) as free:
-        if not free:
-            return False
-        _await_death(folder / "lock")
-        remove_tree(folder)
-    return True
+        if free:
+            _await_death(folder / "lock")
+        yield free
 
 
 def _await_death(record: Path) -> None:
