@@ -15,7 +15,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -232,8 +232,8 @@ class LayerStore:
         self._layers[layer_id] = layer
         self._unsealed.discard(layer_id)
 
-    def remove(self, layer_id: str) -> Path | None:
-        """Forget a layer; return the folder that `remove_tree` then has to remove, or None if the layer doesn't exist.
+    def remove(self, layer_id: str) -> Callable[[], None] | None:
+        """Forget a layer; return the blocking function that deletes its files, or None if the layer doesn't exist.
 
         Raises ProviderError with code IN_USE while a machine, or another layer, lies on it.
         """
@@ -245,10 +245,6 @@ class LayerStore:
         if above or users:
             what = f"machine {users[0]}" if users else f"layer {above[0]}"
             raise ProviderError(f"layer {layer_id} is in use by {what}; delete that first", code=IN_USE)
-        with self._mounting:
-            image = self._mounts.pop(layer_id, None)
-        if image is not None:
-            image.close()
         away = self._paths.layers / f".{layer_id}.{time.monotonic_ns():x}"
         try:
             self._folder(layer_id).rename(away)
@@ -256,7 +252,15 @@ class LayerStore:
             raise ProviderError(f"layer {layer_id} cannot be deleted: {error.strerror or error}") from error
         del self._layers[layer_id]
         self._unsealed.discard(layer_id)
-        return away
+
+        def delete() -> None:
+            with self._mounting:
+                image = self._mounts.pop(layer_id, None)
+            if image is not None:
+                image.close()
+            remove_tree(away)
+
+        return delete
 
     def outdated(self, base_trees: Iterable[str]) -> list[str]:
         """Return the layers that lie on none of these base trees, uppermost first: no machine can start from them any more."""

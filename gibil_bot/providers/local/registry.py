@@ -189,10 +189,10 @@ class MachineRegistry:
 
     async def delete_layer(self, layer_id: str) -> bool:
         """Delete a layer; False if it doesn't exist. Raises ProviderError with code IN_USE."""
-        folder = self._layers.remove(layer_id)
-        if folder is None:
+        delete = self._layers.remove(layer_id)
+        if delete is None:
             return False
-        self._in_background(remove_tree, folder)
+        self._in_background(delete)
         return True
 
     async def _drop(self, chain: Sequence[str]) -> None:
