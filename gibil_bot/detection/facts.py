@@ -7,7 +7,7 @@ manifest that exists), and which commands test it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,10 @@ class Runtime:
     """A name that the machine's tool `gibil-runtime` knows: python, node, go, rust, ruby, java, php, uv, pnpm, yarn …"""
     version: str = ""
     """A version or the beginning of one: `3.12`. Empty: the machine's, else the newest stable one."""
+    accepts: tuple[str, ...] = ()
+    """Other beginnings that will do if the machine has such a version already: (`3.13`, `3.14`)."""
+    optional: bool = False
+    """Whether installing can go on without it."""
     evidence: Evidence
 
 
@@ -41,6 +45,10 @@ class Step:
     """One command that installs dependencies, run at the top of the checkout by `bash -e`."""
 
     run: str
+    shown: str = ""
+    """The command for people, if `run` is longer than that."""
+    short: str = ""
+    """The command for a `.gibil.yml` that people keep, if it isn't `run`."""
     evidence: Evidence
     inputs: tuple[str, ...] = ()
     """The manifests and lock files that decide what it installs: a prepared machine is reused only while they are the same."""
@@ -51,7 +59,9 @@ class Candidate:
     """A command that may test or lint the project. Whether it can run is known only on the prepared machine."""
 
     run: str
-    """One line of shell, to which the requester's arguments are appended."""
+    """One line of shell, to which the requester's arguments are appended, or that has `"$@"` where they belong."""
+    shown: str = ""
+    """The command for people, if it isn't `run`."""
     evidence: Evidence
     needs: tuple[str, ...] = ()
     """Programs that have to be on PATH once the project is prepared; otherwise the next candidate is tried."""
@@ -79,3 +89,21 @@ class Facts:
     """Folders of download caches: `~/.cache/uv`."""
     problems: tuple[Evidence, ...] = ()
     """Manifests that can't be read, with the reason as the text."""
+
+    def inside(self, prefix: str) -> Facts:
+        """Return these facts about the folder `prefix` with the repository's own paths."""
+
+        def moved(evidence: Evidence) -> Evidence:
+            return replace(evidence, path=prefix + evidence.path)
+
+        return replace(
+            self,
+            runtimes=tuple(replace(each, evidence=moved(each.evidence)) for each in self.runtimes),
+            steps=tuple(
+                replace(each, evidence=moved(each.evidence), inputs=tuple(prefix + path for path in each.inputs))
+                for each in self.steps
+            ),
+            tests=tuple(replace(each, evidence=moved(each.evidence)) for each in self.tests),
+            linters=tuple(replace(each, evidence=moved(each.evidence)) for each in self.linters),
+            problems=tuple(moved(each) for each in self.problems),
+        )

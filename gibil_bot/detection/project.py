@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
 import yaml
+from yaml.nodes import Node
 
 from gibil_bot.detection.facts import Evidence
 
@@ -37,10 +38,22 @@ class Project:
         """Return the first of the paths that exists."""
         return next((path for path in paths if path in self.paths), None)
 
+    def present(self, paths: Iterable[str]) -> list[str]:
+        """Return those of the paths that exist, in this order."""
+        return [path for path in paths if path in self.paths]
+
     def matching(self, pattern: str) -> list[str]:
         """Return the paths that match, sorted. `*` doesn't match `/`."""
         depth = pattern.count("/")
         return sorted(path for path in self.paths if path.count("/") == depth and fnmatchcase(path, pattern))
+
+    def inside(self, prefix: str) -> Project:
+        """Return the folder `prefix` (`backend/`) as a project."""
+        size = len(prefix)
+        return Project(
+            frozenset(path[size:] for path in self.paths if path.startswith(prefix)),
+            {path[size:]: content for path, content in self.files.items() if path.startswith(prefix)},
+        )
 
     def text(self, path: str) -> str | None:
         """Return the content; None if the file doesn't exist or wasn't read."""
@@ -70,6 +83,18 @@ class Project:
         """Return the mapping; empty if there is none."""
         return self._parsed(path, lambda text: yaml.load(text, _Loader))  # noqa: S506 (a SafeLoader)
 
+    def nodes(self, path: str) -> Node | None:
+        """Return the YAML document with the positions of its nodes; None if there is none."""
+        text = self.text(path)
+        if text is None:
+            return None
+        try:
+            found: Node | None = yaml.compose(text, _Loader)
+            return found
+        except (ValueError, yaml.YAMLError, RecursionError) as error:
+            self.problems[path] = Evidence(path=path, text=f"can't be read: {_reason(error)}")
+            return None
+
     def _parsed(self, path: str, parse: Any) -> dict[str, Any]:
         text = self.text(path)
         if text is None:
@@ -77,10 +102,13 @@ class Project:
         try:
             found = parse(text)
         except (ValueError, yaml.YAMLError, RecursionError, ArithmeticError) as error:
-            reason = str(error).split("\n")[0][:200]
-            self.problems[path] = Evidence(path=path, text=f"can't be read: {reason}")
+            self.problems[path] = Evidence(path=path, text=f"can't be read: {_reason(error)}")
             return {}
         return found if isinstance(found, dict) else {}
+
+
+def _reason(error: Exception) -> str:
+    return str(error).split("\n")[0][:200]
 
 
 class _Loader(yaml.SafeLoader):

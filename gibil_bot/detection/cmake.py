@@ -1,0 +1,105 @@
+"""C and C++ that is configured before it is built: CMake, Meson and Autotools. Plain Makefiles are make.py's."""
+
+from __future__ import annotations
+
+import re
+
+from gibil_bot.detection import ci_hints
+from gibil_bot.detection.facts import Candidate, Evidence, Facts, Step
+from gibil_bot.detection.languages import LAST_RESORT, is_only
+from gibil_bot.detection.project import Project
+
+WANTED = (
+    *("CMakeLists.txt", "tests/CMakeLists.txt", "test/CMakeLists.txt", "meson.build", "configure.ac", "configure.in"),
+    *ci_hints.WANTED,
+)
+
+_TESTS = re.compile(r"^[ \t]{0,40}(enable_testing|add_test|include[ \t]{0,9}\([ \t]{0,9}CTest)\b", re.IGNORECASE | re.MULTILINE)
+_OPTION = re.compile(
+    r"^[ \t]{0,40}option[ \t]{0,9}\([ \t]{0,9}([A-Za-z]\w{0,80})\s{1,40}(?:\"[^\"\n]{0,300}\"|\S{1,80})"
+    r"\s{1,40}(OFF|NO|FALSE|0)\s{0,9}\)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_TEST_OPTION = re.compile(r"(?:.*_)?(?:UNIT_?)?TEST(?:S|ING)?", re.IGNORECASE)
+_NO_TEST_OPTION = re.compile(
+    r"FUZZ|BENCH|PERF|INTEGRATION|COVERAGE|SANIT|INSTALL|CUDA|GPU|WASM|EXTERNAL|SYSTEM|DISABLE|NO_", re.IGNORECASE
+)
+_BUILD_FOLDERS = ("build", "build-tests", "cmake-build-gibil")
+_CI_PACKAGE = re.compile(
+    r"lib[a-z0-9][a-z0-9.+-]{0,60}-dev|bison|flex|gperf|gettext|autopoint|texinfo|pkg-config|nasm|yasm|ninja-build|autoconf-archive"
+)
+_JOBS = '-j"$(nproc)"'
+
+
+def facts(project: Project) -> Facts | None:
+    tests: list[Candidate] = []
+    rank = 50 if is_only(project, "CMakeLists.txt", "meson.build", "configure.ac") else LAST_RESORT
+    packages: list[str] = []
+    if project.has("CMakeLists.txt") and (found := _cmake(project, rank)):
+        tests.append(found)
+        packages += ["cmake", "make", "g++"]
+    if project.has("meson.build"):
+        folder = _build_folder(project)
+        run = f"meson setup {folder} && meson compile -C {folder} && meson test -C {folder} --print-errorlogs"
+        tests.append(Candidate(run=run, evidence=project.evidence("meson.build", "test("), needs=("meson",), rank=rank))
+        packages += ["meson", "ninja-build", "pkg-config", "g++"]
+    if found := _autotools(project, rank):
+        tests.append(found)
+        packages += ["autoconf", "automake", "libtool", "pkg-config", "make", "g++"]
+    if not tests:
+        return None
+    packages += _ci_packages(project)
+    return Facts(ecosystem="C and C++", steps=_submodules(project), tests=tuple(tests), packages=tuple(dict.fromkeys(packages)))
+
+
+def _cmake(project: Project, rank: int) -> Candidate | None:
+    path = next((path for path in WANTED if path.endswith("CMakeLists.txt") and _TESTS.search(project.text(path) or "")), None)
+    if path is None:
+        return None
+    folder = _build_folder(project)
+    text = project.text("CMakeLists.txt") or ""
+    names = (name for name, _ in _OPTION.findall(text))
+    options = [name for name in names if _TEST_OPTION.fullmatch(name) and not _NO_TEST_OPTION.search(name)][:5]
+    definitions = "".join(f" -D{name}=ON" for name in options)
+    build = f"cmake -S . -B {folder}{definitions} && cmake --build {folder} {_JOBS}"
+    run = f"{build} && ctest --test-dir {folder} --output-on-failure"
+    found = _TESTS.search(project.text(path) or "")
+    evidence = project.evidence(path, found[1] if found else "", "".join(f"{name}=ON " for name in options).strip())
+    return Candidate(run=run, evidence=evidence, needs=("cmake", "ctest"), rank=rank)
+
+
+def _build_folder(project: Project) -> str:
+    """Return a name that nothing in the repository has: tests often expect the build in a folder of the checkout."""
+    taken = {path.split("/")[0].casefold() for path in project.paths}
+    return next((name for name in _BUILD_FOLDERS if name not in taken), "/tmp/gibil-build")  # noqa: S108 (on a machine for one run)
+
+
+def _autotools(project: Project, rank: int) -> Candidate | None:
+    source = project.first("configure.ac", "configure.in")
+    if project.has("configure"):
+        first = "sh ./configure"
+        source = "configure"
+    elif source is not None:
+        script = project.first("autogen.sh", "bootstrap.sh", "bootstrap")
+        first = f"{'NOCONFIGURE=1 sh ./' + script if script else 'autoreconf -fi'} && ./configure"
+    if source is None or not (project.has("Makefile.am", "Makefile.in")):
+        return None
+    run = f"{first} && make {_JOBS} && make check"
+    needs = ("make",) if source == "configure" else ("make", "autoreconf")
+    return Candidate(run=run, evidence=Evidence(path=source), needs=needs, rank=rank)
+
+
+def _ci_packages(project: Project) -> list[str]:
+    """Return headers and generators that the CI installs: no manifest of C names them."""
+    found: dict[str, None] = {}
+    for command in ci_hints.commands(project):
+        if re.search(r"\bapt(-get)?\s+(-\S+\s+)*install\b", command.run):
+            found |= dict.fromkeys(word for word in command.run.split() if _CI_PACKAGE.fullmatch(word))
+    return list(found)[:30]
+
+
+def _submodules(project: Project) -> tuple[Step, ...]:
+    evidence = ci_hints.submodules(project) if project.has(".gitmodules") else None
+    if evidence is None:
+        return ()
+    return (Step(run="git submodule update --init --recursive", evidence=evidence, inputs=(".gitmodules",)),)

@@ -1,0 +1,258 @@
+"""Combines the facts of all ecosystems and folders into the tasks `runtime`, `install` and `test` (or `lint`).
+
+Which command can run is known only on the prepared machine, so the last task has all candidates, and runs
+the first that can.
+Their ranks, the lowest first:
+
+    10–19  covers the whole project: a target `test` (10) or `check` (12) of a Makefile, justfile or Taskfile, a lint target,
+           pre-commit. Nothing else runs after it.
+    20–29  the command that a tool for test environments (tox, nox) would run
+    30–39  the package's own script: `test` in package.json, composer.json, a Rakefile
+    40–49  a framework's runner: Django's runtests.py and manage.py
+    50–59  the language's usual runner, configured or not: pytest, go test, cargo test, ctest, rspec
+    60–69  a guess: unittest's discovery, bats on a folder
+    80–99  the last resort, tried only if nothing else could run
+
+From 20 to 79 each ecosystem (of each folder) runs its own first candidate that can run; the task fails if one of them fails.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from gibil_bot.detection.detected import DetectedTask, Detection, Quote
+from gibil_bot.detection.facts import Candidate, Evidence, Facts, Runtime, Step
+from gibil_bot.detection.python import VENV
+from gibil_bot.scripts.templates import text
+
+Purpose = Literal["test", "lint"]
+
+COVERS_ALL = 20
+_LAST_RESORT = 80
+_ALL_EVIDENCE = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder with manifests, and the facts about it. `prefix`: `backend/`, or empty for the top of the checkout."""
+
+    prefix: str
+    facts: tuple[Facts, ...]
+
+    @property
+    def path(self) -> str:
+        return self.prefix.rstrip("/") or "."
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The candidates of one ecosystem in one folder, by rank."""
+
+    name: str
+    path: str
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Combined:
+    """The facts that matter for a purpose."""
+
+    purpose: Purpose
+    folders: tuple[Folder, ...]
+    runtimes: tuple[Runtime, ...]
+    packages: tuple[str, ...]
+    steps: tuple[tuple[str, Step], ...]
+    """(folder, step)"""
+    groups: tuple[Group, ...]
+    env: Mapping[str, str]
+    problem: str | None
+
+    @property
+    def all_candidates(self) -> tuple[Candidate, ...]:
+        return tuple(candidate for group in self.groups for candidate in group.candidates)
+
+
+def combine(folders: Sequence[Folder], purpose: Purpose) -> Combined:
+    """Choose what has to be prepared for the purpose, and the candidates."""
+    groups = []
+    for folder in folders:
+        for facts in folder.facts:
+            candidates = facts.tests if purpose == "test" else facts.linters
+            if candidates:
+                name = f"{facts.ecosystem} in {folder.path}" if folder.prefix else facts.ecosystem
+                groups.append(Group(name, folder.path, tuple(sorted(candidates, key=lambda each: each.rank))))
+    # A linter of its own needs only its own ecosystem; a target of a Makefile may need all of them.
+    covered = purpose == "test" or any(group.candidates[0].rank < COVERS_ALL for group in groups)
+    needed = [(folder, facts) for folder in folders for facts in folder.facts if groups and (covered or facts.linters)]
+    runtimes: dict[str, Runtime] = {}
+    for _, facts in needed:
+        for runtime in facts.runtimes:
+            known = runtimes.get(runtime.name)
+            if known is None or (runtime.version and not known.version):
+                runtimes[runtime.name] = runtime
+    env: dict[str, str] = {}
+    for _, facts in needed:
+        env |= {name: value for name, value in facts.env.items() if name not in env}
+    return Combined(
+        purpose=purpose,
+        folders=tuple(folders),
+        runtimes=tuple(runtimes.values()),
+        packages=tuple(dict.fromkeys(package for _, facts in needed for package in facts.packages)),
+        steps=tuple((folder.path, step) for folder, facts in needed for step in facts.steps),
+        groups=tuple(groups),
+        env=env,
+        problem=None if groups else _problem(folders, purpose),
+    )
+
+
+def detection(found: Combined, quotes: tuple[Quote, ...], suggestion: str) -> Detection:
+    """Return the tasks, and what people are told."""
+    facts = tuple(facts for folder in found.folders for facts in folder.facts)
+    keys = [path for _, step in found.steps for path in step.inputs]
+    keys += [runtime.evidence.path for runtime in found.runtimes]
+    return Detection(
+        facts=facts,
+        runtime={runtime.name: runtime.version for runtime in found.runtimes},
+        packages=found.packages,
+        tasks=tuple(_tasks(found, quotes, suggestion)),
+        evidence=tuple(_evidence(found)),
+        quotes=quotes,
+        suggestion=suggestion,
+        key_files=tuple(dict.fromkeys(keys)),
+        caches=tuple(dict.fromkeys(cache for each in facts for cache in each.caches)),
+        problem=found.problem,
+    )
+
+
+def _tasks(found: Combined, quotes: tuple[Quote, ...], suggestion: str) -> Iterator[DetectedTask]:
+    if found.runtimes or found.packages:
+        yield DetectedTask(name="runtime", run=_runtime_script(found), kind="prepare")
+    if found.steps:
+        yield DetectedTask(name="install", run=_install_script(found), kind="prepare", env=found.env)
+    run = _test_script(found, quotes, suggestion)
+    yield DetectedTask(name=found.purpose, run=run, kind="run", env=found.env)
+
+
+def _runtime_script(found: Combined) -> str:
+    parts = [text("detect_begin")]
+    if found.packages:
+        # The program for packages ends with `exit`.
+        parts += ["(\n", f"packages={shlex.quote(' '.join(found.packages))}\n", text("setup_packages"), ")\n"]
+    if found.runtimes:
+        parts.append(text("detect_runtime"))
+    for runtime in found.runtimes:
+        need = "optional" if runtime.optional else "required"
+        accepts = [each for each in runtime.accepts if each != runtime.version]
+        words = ("runtime", runtime.name, need, str(runtime.evidence), runtime.version, *accepts)
+        parts.append(shlex.join(_one_line(word) for word in words) + "\n")
+    python = next((runtime for runtime in found.runtimes if runtime.name == "python"), None)
+    if python is not None:
+        version = python.version or next(iter(python.accepts), "")
+        parts += [f"venv={VENV} version={shlex.quote(version)}\n", text("detect_venv")]
+    return "".join(parts)
+
+
+def _install_script(found: Combined) -> str:
+    parts = [text("detect_begin")]
+    for path, step in found.steps:
+        # A subshell, so that a step changes neither the folder nor the variables of the next one.
+        parts += [_say(step.evidence, step.shown or step.run), "(\n", _change_folder(path), step.run.rstrip("\n"), "\n)\n"]
+    return "".join(parts)
+
+
+def _test_script(found: Combined, quotes: tuple[Quote, ...], suggestion: str) -> str:
+    parts = [text("detect_begin")]
+    if found.groups:
+        parts.append(text("detect_test"))
+    covering = [(group, each) for group in found.groups for each in group.candidates if each.rank < COVERS_ALL]
+    parts += [_candidate("only", group, each) for group, each in sorted(covering, key=lambda pair: pair[1].rank)]
+    own = [(group, [each for each in group.candidates if COVERS_ALL <= each.rank < _LAST_RESORT]) for group in found.groups]
+    own = [(group, candidates) for group, candidates in own if candidates]
+    for group, candidates in own:
+        if len(own) > 1:
+            parts.append(f"group {shlex.quote(_one_line(group.name))}\n")
+        parts += [_candidate("one" if len(own) > 1 else "only", group, each) for each in candidates]
+    if len(own) > 1:
+        parts.append("finish\n")
+    last = [(group, each) for group in found.groups for each in group.candidates if each.rank >= _LAST_RESORT]
+    parts += [_candidate("only", group, each) for group, each in sorted(last, key=lambda pair: pair[1].rank)]
+    parts.append(_nothing(found, quotes, suggestion))
+    return "".join(parts)
+
+
+def _nothing(found: Combined, quotes: tuple[Quote, ...], suggestion: str) -> str:
+    """Return the end of the script, for a machine on which no candidate can run."""
+    problem = found.problem or f"none of the commands that were found to {found.purpose} this project can run on this machine"
+    if found.purpose == "lint":
+        reason = f"{problem}; add a target lint to a Makefile, a lint script to package.json, or a ruff.toml"
+        return f'say {shlex.quote(reason)}\necho {shlex.quote(reason)} >"$GIBIL_NEUTRAL"\n'
+    lines = [problem]
+    lines += [f"its CI runs {quote}" for quote in quotes[:3] if not quote.is_preparation]
+    lines += ["write what is right into a .gibil.yml" + (", such as:" if suggestion else "; see gibil init --repo")]
+    script = "".join(f"say {shlex.quote(_one_line(line))} >&2\n" for line in lines)
+    return f"{script}printf '%s' {shlex.quote(suggestion)} >&2\nexit 1\n" if suggestion else f"{script}exit 1\n"
+
+
+def _candidate(function: str, group: Group, candidate: Candidate) -> str:
+    # A command with "$@" has the place for the requester's arguments; others get them at the end.
+    command = candidate.run if '"$@"' in candidate.run else f'{candidate.run} "$@"'
+    shown = _one_line(candidate.shown or candidate.run.replace(' "$@"', ""))
+    return (
+        shlex.join(
+            (function, group.path, _one_line(str(candidate.evidence)), shown, command, candidate.check, *candidate.needs)
+        )
+        + "\n"
+    )
+
+
+def _change_folder(path: str) -> str:
+    return "" if path == "." else f"cd {shlex.quote(path)}\n"
+
+
+def _say(evidence: Evidence, command: str) -> str:
+    return f"say {shlex.quote(f'found {_one_line(str(evidence))} → {_one_line(command)}')}\n"
+
+
+def _one_line(value: str) -> str:
+    """Return the value without control characters, which a hostile path may contain."""
+    return "".join(character if character.isprintable() else "�" for character in value)
+
+
+def _evidence(found: Combined) -> Iterator[str]:
+    lines = [
+        f"runtime: {runtime.name}{' ' + runtime.version if runtime.version else ''} ← {runtime.evidence}"
+        for runtime in found.runtimes
+    ]
+    if found.packages:
+        lines.append(f"runtime: packages {' '.join(found.packages)}")
+    lines += [f"install: {_in(path)}{step.shown or step.run} ← {step.evidence}" for path, step in found.steps]
+    for group in found.groups:
+        several = f"{group.name}: " if len(found.groups) > 1 else ""
+        lines += [
+            f"{found.purpose}: {several}{candidate.shown or candidate.run} ← {candidate.evidence}"
+            for candidate in group.candidates
+        ]
+    lines += [str(problem) for folder in found.folders for facts in folder.facts for problem in facts.problems]
+    yield from (_one_line(line) for line in lines[:_ALL_EVIDENCE])
+
+
+def _in(path: str) -> str:
+    return "" if path == "." else f"in {path}: "
+
+
+_LOOKED_FOR = {
+    "test": "a test target of a Makefile, justfile or Taskfile; tox, nox, pytest or unittest; a test script in package.json; "
+    "go.mod, Cargo.toml, CMakeLists.txt, a Gemfile, pom.xml, build.gradle, composer.json, *.bats",
+    "lint": "a lint target or script, pre-commit, and the linters' own files",
+}
+
+
+def _problem(folders: Sequence[Folder], purpose: Purpose) -> str:
+    names = [facts.ecosystem for folder in folders for facts in folder.facts]
+    seen = f" in this {' and '.join(dict.fromkeys(names))} project" if names else ""
+    if purpose == "lint":
+        return f"found no linter that this project is set up for{seen}"
+    return f"found no way to test this project{seen}; looked for {_LOOKED_FOR[purpose]}"

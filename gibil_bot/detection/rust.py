@@ -1,0 +1,92 @@
+"""Rust: Cargo packages and workspaces."""
+
+from __future__ import annotations
+
+import re
+
+from gibil_bot.detection import ci_hints, linters, version_files
+from gibil_bot.detection.facts import Candidate, Evidence, Facts, Runtime, Step
+from gibil_bot.detection.languages import LAST_RESORT, is_only, short_lines
+from gibil_bot.detection.project import Project
+from gibil_bot.detection.values import shown, string, table
+
+WANTED = ("Cargo.toml", "rust-toolchain.toml", "rust-toolchain", *version_files.WANTED, *ci_hints.WANTED)
+
+RANK = 50
+_CHANNEL = re.compile(r"\d{1,4}(\.\d{1,4}){1,2}|(?P<name>nightly|beta)(-\d{4}-\d{2}-\d{2})?")
+
+
+def facts(project: Project) -> Facts | None:
+    if not project.has("Cargo.toml"):
+        return None
+    manifest = project.toml("Cargo.toml")
+    workspace = table(manifest.get("workspace"))
+    # `default-members` is a project's own choice of what `cargo test` means
+    everything = "workspace" in manifest and "default-members" not in workspace
+    evidence = project.evidence("Cargo.toml", "[workspace" if everything else "[package", "workspace" if everything else "")
+    locked = project.has("Cargo.lock")
+    return Facts(
+        ecosystem="Rust",
+        runtimes=(_rust(project),),
+        steps=(
+            Step(
+                run="cargo fetch --locked" if locked else "cargo fetch",
+                evidence=Evidence(path="Cargo.lock" if locked else "Cargo.toml"),
+                inputs=tuple(path for path in sorted(project.paths) if path.rsplit("/", 1)[-1] in ("Cargo.toml", "Cargo.lock"))[
+                    :100
+                ],
+            ),
+        )
+        if _depends(project, manifest)
+        else (),
+        tests=(
+            Candidate(
+                run="cargo test --workspace" if everything else "cargo test",
+                evidence=evidence,
+                needs=("cargo",),
+                rank=RANK if is_only(project, "Cargo.toml") or _tested(project) else LAST_RESORT,
+            ),
+        ),
+        linters=linters.rust(project),
+        caches=("~/.cargo/registry", "~/.cargo/git"),
+        problems=tuple(problem for path in ("Cargo.toml", "rust-toolchain.toml") if (problem := project.problems.get(path))),
+    )
+
+
+def _tested(project: Project) -> bool:
+    """Return whether the CI calls `cargo test`; a package that extends another language often can't be tested like that."""
+    return any(command.run.startswith("cargo test") for command in ci_hints.commands(project))
+
+
+def _rust(project: Project) -> Runtime:
+    """`rust-version` is the oldest supported version, not the one to develop with."""
+    channel = string(table(project.toml("rust-toolchain.toml").get("toolchain")).get("channel"))
+    if channel:
+        version = _version(channel)
+        return Runtime(
+            name="rust", version=version, evidence=project.evidence("rust-toolchain.toml", "channel", shown(channel))
+        )
+    if project.has("rust-toolchain"):
+        for number, line in short_lines(project, "rust-toolchain"):
+            found = re.fullmatch(r"\s*(?:channel\s*=\s*)?\"?([\w.-]+)\"?\s*", line)
+            if found:
+                version = _version(found[1])
+                return Runtime(
+                    name="rust", version=version, evidence=Evidence(path="rust-toolchain", line=number, text=found[1])
+                )
+    for text, evidence in version_files.pinned(project, "rust"):
+        return Runtime(name="rust", version=_version(text), evidence=evidence)
+    return Runtime(name="rust", version="", evidence=project.evidence("Cargo.toml"))
+
+
+def _version(channel: str) -> str:
+    """Return the version or channel. rustup itself installs the nightly of one date that rust-toolchain names."""
+    found = _CHANNEL.fullmatch(channel)
+    return "" if found is None else found["name"] or channel
+
+
+def _depends(project: Project, manifest: dict[str, object]) -> bool:
+    if "workspace" in manifest or project.has("Cargo.lock"):
+        return True
+    tables = [manifest, *(table(each) for each in table(manifest.get("target")).values())]
+    return any(table(each.get(key)) for each in tables for key in ("dependencies", "dev-dependencies", "build-dependencies"))
