@@ -689,6 +689,44 @@ class Machine(Struct, frozen=True, kw_only=True):
     """The layer that it started from."""
 
 
+class PreparedKey(Struct, frozen=True, kw_only=True):
+    """What a prepared machine depends on."""
+
+    kind: str
+    """Digest of what prepares: provider, image, tasks, environment."""
+    files: str
+    """Digest of the manifests and lock files."""
+    tree: str
+    """The id of all files of the commit."""
+
+
+class PreparedMachine(Struct, frozen=True, kw_only=True):
+    """A layer that a run left after its preparation, and what it was prepared with. Stored, so a new field needs a default."""
+
+    format: int
+    layer: str
+    repository: str
+    repository_name: str
+    scope: str
+    workflow: str
+    key: PreparedKey
+    whole_tree: bool
+    """It fits only commits with exactly the same files, because preparing built something from the project's own files."""
+    env: Mapping[str, str]
+    """What the preparing tasks wrote to GITHUB_ENV, for later tasks."""
+    paths: tuple[str, ...]
+    """And to GITHUB_PATH."""
+    prepared_in_s: float
+    """How long the preparing tasks took."""
+    size_mb: int
+    depth: int
+    created_at: datetime
+
+    def fits(self, key: PreparedKey) -> bool:
+        """Return whether nothing is left to install for that key."""
+        return self.key.kind == key.kind and self.key.files == key.files and (not self.whole_tree or self.key.tree == key.tree)
+
+
 class LayerInfo(Struct, frozen=True, kw_only=True):
     """The disk of an ended machine, read-only, that new machines can start from."""
 

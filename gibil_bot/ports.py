@@ -167,6 +167,10 @@ class Filtering(Protocol):
         """Return what the machine was refused since that moment of time.monotonic(). Raises MachineNotFound."""
 
 
+LAYER_GONE = "LAYER_GONE"
+"""Code of the ProviderError of `create` for a layer that doesn't exist, is damaged, or fits this host no longer."""
+
+
 @runtime_checkable
 class Layering(Protocol):
     """A provider that can keep the disk of a machine as a read-only layer, from which new machines start (`MachineSpec.layer`).

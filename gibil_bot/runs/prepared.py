@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,8 +25,10 @@ from msgspec.structs import replace
 
 from gibil_bot.clock import now
 from gibil_bot.errors import ProviderError
-from gibil_bot.model import LayerInfo, Plan, Run, TaskPlan, Trust
+from gibil_bot.model import LayerInfo, Plan, PreparedMachine, Run, TaskPlan, Trust
 from gibil_bot.ports import Layering
+
+log = logging.getLogger("gibil.runner")
 
 FORMAT = 1
 """Increased when entries of earlier versions can't be used any more."""
@@ -33,6 +36,8 @@ MOST_DEPTH = 7
 """A run that would add a layer above this many starts from a plain machine instead."""
 TOTAL_MB = 20 * 1024
 REPOSITORY_MB = 5 * 1024
+LEAST_S = 1.0
+"""Preparing that takes less isn't kept: keeping a disk and creating the next machine takes half of that."""
 TRUSTED = "trusted"
 _ORPHANED_AFTER = timedelta(minutes=10)
 """A layer without an entry is deleted after this time: a process that saved it was killed before it wrote the entry."""
@@ -62,48 +67,11 @@ def scope_of(run: Run, *, local: str | None = None, has_secrets: bool) -> Scope:
     return Scope(repository=repository, reads=(TRUSTED, own), writes=own)
 
 
-class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """What a prepared machine depends on."""
-
-    kind: str
-    """Digest of what prepares: provider, image, tasks, environment."""
-    files: str
-    """Digest of the manifests and lock files."""
-    tree: str
-    """The id of all files of the commit."""
-
-
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """A layer, and what it was prepared with."""
-
-    format: int
-    layer: str
-    repository: str
-    repository_name: str
-    scope: str
-    key: Key
-    whole_tree: bool
-    """It fits only commits with exactly the same files, because preparing built something from the project's own files."""
-    env: Mapping[str, str]
-    """What the preparing tasks wrote to GITHUB_ENV, for later tasks."""
-    paths: tuple[str, ...]
-    """And to GITHUB_PATH."""
-    prepared_in_s: float
-    """How long the preparing tasks took."""
-    size_mb: int
-    depth: int
-    created_at: datetime
-
-    def fits(self, key: Key) -> bool:
-        """Return whether nothing is left to install for that key."""
-        return self.key.kind == key.kind and self.key.files == key.files and (not self.whole_tree or self.key.tree == key.tree)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """An entry and when it was last used."""
 
-    entry: Entry
+    entry: PreparedMachine
     used_at: datetime
 
 
@@ -118,7 +86,7 @@ def preparing_tasks(plan: Plan) -> tuple[TaskPlan, ...]:
 
 
 def kind_of(plan: Plan, provider: str) -> str:
-    """Return `Key.kind` for a plan whose tasks are known."""
+    """Return `PreparedKey.kind` for a plan whose tasks are known."""
     tasks = [(task.name, task.run, task.shell, task.working_directory, dict(task.env)) for task in preparing_tasks(plan)]
     machine = (plan.machine.image, plan.machine.server_type)
     checkout = plan.checkout
@@ -126,7 +94,7 @@ def kind_of(plan: Plan, provider: str) -> str:
 
 
 def files_digest(objects: Mapping[str, str], key_files: Iterable[str]) -> str | None:
-    """Return `Key.files`; None if one of the files isn't known. `objects`: path → id of the commit's files."""
+    """Return `PreparedKey.files`; None if one of the files isn't known. `objects`: path → id of the commit's files."""
     found = {path: objects.get(path) for path in sorted(set(key_files))}
     return None if None in found.values() else _digest(sorted(found.items()))
 
@@ -144,12 +112,19 @@ class PreparedMachines:
     """The entries of one data directory, and their layers at the provider. Several processes may use it at once."""
 
     def __init__(
-        self, folder: Path, provider: Layering, *, total_mb: int = TOTAL_MB, repository_mb: int = REPOSITORY_MB
+        self,
+        folder: Path,
+        provider: Layering,
+        *,
+        total_mb: int = TOTAL_MB,
+        repository_mb: int = REPOSITORY_MB,
+        least_s: float = LEAST_S,
     ) -> None:
         self._folder, self._provider = folder, provider
+        self.least_s = least_s
         self._total_mb, self._repository_mb = total_mb, repository_mb
 
-    async def readable(self, scope: Scope) -> list[Entry]:
+    async def readable(self, scope: Scope) -> list[PreparedMachine]:
         """Return the entries that the run may start from, the last used first. Raises ProviderError."""
         found = [
             usage.entry
@@ -165,25 +140,28 @@ class PreparedMachines:
         """Return all entries, the last used first."""
         return await asyncio.to_thread(self._read_all)
 
-    async def get(self, layer: str) -> Entry | None:
+    async def get(self, layer: str) -> PreparedMachine | None:
         return await asyncio.to_thread(self._read, self._folder / f"{layer}.json")
 
     async def exists(self, layer: str) -> bool:
         """Return whether the provider has the layer. Raises ProviderError."""
         return any(info.id == layer for info in await self._provider.layers())
 
-    async def save(self, machine: str, entry: Entry) -> Entry:
+    async def save(self, machine: str, entry: PreparedMachine) -> PreparedMachine:
         """End the machine, keep its disk as the entry's layer, and delete what exceeds the limits. Safe to repeat.
 
         Raises MachineNotFound, UsageError, ProviderError.
         """
         info = await self._provider.save_layer(machine, entry.layer)
         entry = replace(entry, size_mb=info.size_mb, depth=info.depth)
-        await asyncio.to_thread(self._write, entry)
-        await self.evict(entry.layer)
+        try:
+            await asyncio.to_thread(self._write, entry)
+            await self.evict(entry.layer)
+        except (OSError, ProviderError) as error:  # the run continues on the layer, whoever finds it later
+            log.warning("a prepared machine could not be recorded: %s", error)
         return entry
 
-    async def used(self, entry: Entry) -> None:
+    async def used(self, entry: PreparedMachine) -> None:
         """Record that a run started from this entry."""
         with contextlib.suppress(FileNotFoundError):
             await asyncio.to_thread(os.utime, self._folder / f"{entry.layer}.json")
@@ -212,10 +190,10 @@ class PreparedMachines:
                 return its
         return list(usages) if sum(usage.entry.size_mb for usage in usages) > self._total_mb else None
 
-    async def clear(self, repository: str | None = None) -> tuple[list[Entry], list[Entry]]:
+    async def clear(self, repository: str | None = None) -> tuple[list[PreparedMachine], list[PreparedMachine]]:
         """Delete all entries, or those of a repository given by its name; return the deleted ones and those in use."""
         wanted = [usage.entry for usage in await self.usages() if repository in (None, usage.entry.repository_name)]
-        gone: list[Entry] = []
+        gone: list[PreparedMachine] = []
         for entry in sorted(wanted, key=lambda entry: -entry.depth):
             if await self._delete(entry.layer):
                 gone.append(entry)
@@ -253,17 +231,17 @@ class PreparedMachines:
                         found.append(Usage(entry=entry, used_at=datetime.fromtimestamp(path.stat().st_mtime, UTC)))
         return sorted(found, key=lambda usage: (usage.used_at, usage.entry.layer), reverse=True)
 
-    def _read(self, path: Path) -> Entry | None:
+    def _read(self, path: Path) -> PreparedMachine | None:
         match = _NAME.fullmatch(path.name)
         if match is None:
             return None
         try:
-            entry = msgspec.json.decode(path.read_bytes(), type=Entry)
+            entry = msgspec.json.decode(path.read_bytes(), type=PreparedMachine)
         except (OSError, msgspec.DecodeError):
             return None
         return entry if entry.format == FORMAT and entry.layer == match[1] else None
 
-    def _write(self, entry: Entry) -> None:
+    def _write(self, entry: PreparedMachine) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = self._folder / f".{entry.layer}.{os.getpid()}"
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

@@ -14,7 +14,8 @@ import pytest
 
 from gibil_bot.errors import MachineNotFound, ProviderError, UsageError
 from gibil_bot.model import LayerInfo, Machine
-from gibil_bot.providers.local.layers import GONE, IN_USE, MOST_LAYERS
+from gibil_bot.ports import LAYER_GONE
+from gibil_bot.providers.local.layers import IN_USE, MOST_LAYERS
 from gibil_bot.providers.local.provider import LocalProvider
 from tests.doubles.machines import LocalLodging, alive, end_daemon, local_lodging, processes_with, shared_folder, until
 
@@ -178,7 +179,7 @@ async def test_a_layer_in_use_is_not_deleted(lodging: LocalLodging) -> None:
 async def test_an_unknown_layer_is_reported_and_nothing_is_created(lodging: LocalLodging) -> None:
     with pytest.raises(ProviderError) as failed:
         await start(lodging, "next", 1)
-    assert failed.value.code == GONE
+    assert failed.value.code == LAYER_GONE
     assert await lodging.provider.list_machines() == []
     assert (await start(lodging, "next")).layer is None
 
@@ -221,7 +222,7 @@ async def test_a_damaged_layer_is_not_used(lodging: LocalLodging) -> None:
     await asyncio.to_thread(damage, folder)
     with pytest.raises(ProviderError) as failed:
         await start(lodging, "next", 2)
-    assert failed.value.code == GONE
+    assert failed.value.code == LAYER_GONE
     assert await provider_of(lodging).layers() == []
     assert await lodging.provider.list_machines() == []
     await start(lodging, "next")

@@ -24,6 +24,7 @@ import msgspec
 
 from gibil_bot.errors import ProviderError, UsageError
 from gibil_bot.model import LayerInfo
+from gibil_bot.ports import LAYER_GONE
 from gibil_bot.providers.local import syscalls as sc
 from gibil_bot.providers.local.disk_images import IMAGE, Image, mount_read_only
 from gibil_bot.providers.local.paths import LocalPaths
@@ -32,8 +33,6 @@ from gibil_bot.providers.local.rmtree import remove_tree
 LAYER_ID = re.compile(r"[0-9a-f]{8,40}")
 MOST_LAYERS = 8
 """Most layers below a machine. All are looked through for a file that the upper ones don't have."""
-GONE = "LAYER_GONE"
-"""The code of the error for a layer that doesn't exist, is damaged, or fits another base tree."""
 IN_USE = "LAYER_IN_USE"
 
 _FORMAT = 1
@@ -144,7 +143,7 @@ class LayerStore:
         self._users.pop(machine, None)
 
     def open(self, chain: Sequence[str]) -> list[LowerLayer]:
-        """Check and mount the layers. Blocking. Raises OSError, and ProviderError with code GONE for a damaged one."""
+        """Check and mount the layers. Blocking. Raises OSError, and ProviderError with code LAYER_GONE for a damaged one."""
         opened: list[LowerLayer] = []
         try:
             for name in chain:
@@ -320,7 +319,7 @@ class LayerStore:
 
 
 def gone(layer_id: str, why: str) -> ProviderError:
-    return ProviderError(f"layer {layer_id} can't be used: {why}; start from a plain machine", code=GONE)
+    return ProviderError(f"layer {layer_id} can't be used: {why}; start from a plain machine", code=LAYER_GONE)
 
 
 def close_all(layers: Iterable[LowerLayer]) -> None:

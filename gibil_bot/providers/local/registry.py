@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from gibil_bot.errors import GibilError, MachineNotFound, NameTaken, ProviderError, UsageError
 from gibil_bot.limits import MACHINE_NAME, MACHINE_NAME_RULE
 from gibil_bot.model import Capabilities, LayerInfo, Machine, MachineSpec, Refusals, Usage
+from gibil_bot.ports import LAYER_GONE
 from gibil_bot.providers.local import base_tree
 from gibil_bot.providers.local.control_protocol import Cause
 from gibil_bot.providers.local.diagnostics import explain
@@ -24,7 +25,7 @@ from gibil_bot.providers.local.end_causes import forget_cause, forget_old_causes
 from gibil_bot.providers.local.expiry import Expiry
 from gibil_bot.providers.local.fork_client import ForkClient
 from gibil_bot.providers.local.init_client import SpawnFailed
-from gibil_bot.providers.local.layers import GONE, LayerStore
+from gibil_bot.providers.local.layers import LayerStore
 from gibil_bot.providers.local.limits import NO_ROOM, Groups, Limits, find_hierarchies, floor_mb, limits_of
 from gibil_bot.providers.local.managed_machine import MachineContext, ManagedMachine, load_ssh_server
 from gibil_bot.providers.local.paths import LocalPaths, clear_dead_machine, groups_prefix, own_privilege
@@ -136,7 +137,7 @@ class MachineRegistry:
                 raise explain(failed, self._privilege, str(self._paths.data_dir)) from failed
             except ProviderError as error:
                 self._forget(spec.name)
-                if error.code == GONE:
+                if error.code == LAYER_GONE:
                     await self._drop(chain)
                 raise
             except OSError as error:
