@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gibil_bot.detection.python import VENV
 from gibil_bot.detection.detect import detect, wanted
 from gibil_bot.detection.project import Project
+from gibil_bot.detection.python import VENV
 from gibil_bot.model import Plan
 from gibil_bot.planning import expressions
 from gibil_bot.runs.detected_tasks import expand, purpose_of
