@@ -18,7 +18,7 @@ class Evidence:
     line: int | None = None
     """Counts from 1; None: the file as a whole, or its existence."""
     text: str = ""
-    """What it says, in a few words: `requires-python >=3.10`."""
+    """What the file states, shortened: `requires-python >=3.10`."""
 
     def __str__(self) -> str:
         place = self.path if self.line is None else f"{self.path}:{self.line}"
