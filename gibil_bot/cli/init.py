@@ -34,9 +34,20 @@ if TYPE_CHECKING:
 )
 @click.option("--add", is_flag=True, help="Add this provider without making it the default.")
 @click.option("--no-mcp", is_flag=True, help="Don't register with MCP clients.")
+@click.option(
+    "--repo",
+    metavar="PATH",
+    is_flag=False,
+    flag_value=".",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Only write a .gibil.yml for the checkout in PATH, as `gibil detect` finds it.  [without PATH: this folder]",
+)
+@click.option("--force", is_flag=True, help="With --repo: replace a .gibil.yml that exists.")
 @json_option
-def init(provider: str | None, token: str | None, add: bool, no_mcp: bool, as_json: bool) -> None:
-    """Save the provider and its token; register with MCP clients.
+def init(
+    provider: str | None, token: str | None, add: bool, no_mcp: bool, repo: Path | None, force: bool, as_json: bool
+) -> None:
+    """Save the provider and its token; register with MCP clients. With --repo, write a `.gibil.yml`.
 
     The token is checked before it is saved. Everything is saved in settings.json in GIBIL_DATA_DIR, which only you can read;
     environment variables override it. `gibil mcp` is registered with the MCP clients on this computer: through the command of
@@ -46,8 +57,25 @@ def init(provider: str | None, token: str | None, add: bool, no_mcp: bool, as_js
     \b
     gibil init
     gibil init --provider hetzner --token - < token.txt
+    gibil init --repo
     """
+    if repo is not None:
+        if provider is not None or token is not None or add or no_mcp:
+            raise UsageError("--repo only writes a .gibil.yml, and can be combined with --force alone")
+        _write_repository_file(repo, force=force, as_json=as_json)
+        return
+    if force:
+        raise UsageError("--force needs --repo")
     sys.exit(run_async(_init(provider, token, add, no_mcp, as_json)))
+
+
+def _write_repository_file(repo: Path, *, force: bool, as_json: bool) -> None:
+    from gibil_bot.cli.detect import write
+
+    file, content = write(repo, force=force)
+    print_message(f"{file} is written; read it, try it with `gibil try`, then commit it")
+    if as_json:
+        print_json({"file": str(file), "content": content})
 
 
 async def _init(provider: str | None, token: str | None, add: bool, no_mcp: bool, as_json: bool) -> int:

@@ -84,9 +84,14 @@ def combine(folders: Sequence[Folder], purpose: Purpose) -> Combined:
             if candidates:
                 name = f"{facts.ecosystem} in {folder.path}" if folder.prefix else facts.ecosystem
                 groups.append(Group(name, folder.path, tuple(sorted(candidates, key=lambda each: each.rank))))
-    # A linter of its own needs only its own ecosystem; a target of a Makefile may need all of them.
-    covered = purpose == "test" or any(group.candidates[0].rank < COVERS_ALL for group in groups)
-    needed = [(folder, facts) for folder in folders for facts in folder.facts if groups and (covered or facts.linters)]
+    # A target of a Makefile may call anything; other linters need their own ecosystem only.
+    targets = any(not facts.runtimes and facts.linters for folder in folders for facts in folder.facts)
+    needed = [
+        (folder, facts)
+        for folder in folders
+        for facts in folder.facts
+        if groups and (facts.tests or facts.steps if purpose == "test" or targets else facts.linters)
+    ]
     runtimes: dict[str, Runtime] = {}
     for _, facts in needed:
         for runtime in facts.runtimes:
@@ -186,7 +191,7 @@ def _test_script(found: Combined, quotes: tuple[Quote, ...], suggestion: str) ->
 def _nothing(found: Combined, quotes: tuple[Quote, ...], suggestion: str) -> str:
     """Return the end of the script, for a machine on which no candidate can run."""
     problem = found.problem or f"none of the commands that were found to {found.purpose} this project can run on this machine"
-    if found.purpose == "lint":
+    if found.purpose == "lint" and found.problem is not None:
         reason = f"{problem}; add a target lint to a Makefile, a lint script to package.json, or a ruff.toml"
         return f'say {shlex.quote(reason)}\necho {shlex.quote(reason)} >"$GIBIL_NEUTRAL"\n'
     lines = [problem]
@@ -209,7 +214,7 @@ def _candidate(function: str, group: Group, candidate: Candidate) -> str:
 
 
 def _change_folder(path: str) -> str:
-    return "" if path == "." else f"cd {shlex.quote(path)}\n"
+    return "" if path == "." else f"cd -- {shlex.quote(path)}\n"
 
 
 def _say(evidence: Evidence, command: str) -> str:

@@ -29,6 +29,7 @@ _RULE = re.compile(r"([A-Za-z0-9_./%$(){} -]{1,200}?)\s*::?(?![:=])([^;]*)(?:;(.
 _ASSIGNMENT = re.compile(r"(?:export\s+|override\s+)*([A-Za-z0-9_.-]+)\s*(\?=|::?:?=|=)\s*(.*)")
 _JUST_RULE = re.compile(r"@?([A-Za-z0-9_-]+)((?:\s+[^:=\s]+(?:=\S+)?)*)\s*:(?!=)(.*)")
 _VARIABLE = re.compile(r"\$[({]([A-Za-z0-9_.-]+)[)}]")
+_FUNCTION = re.compile(r"\$[({][a-z-]+\s[^(){}]*[)}]")
 _PROGRAM = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.+-]*")
 _BUILTINS = frozenset(
     (
@@ -217,7 +218,9 @@ def _resolved(file: _File, line: str) -> str:
         if replaced == line or len(replaced) > 20_000:
             break
         line = replaced
-    return line.replace("$(MAKE)", "make").replace("${MAKE}", "make")
+    line = line.replace("$(MAKE)", "make").replace("${MAKE}", "make")
+    # What is left is unknown here; its parentheses aren't the shell's.
+    return _VARIABLE.sub(r"$\1", _FUNCTION.sub("$function", line))
 
 
 def _commands(line: str) -> Iterator[list[str]]:

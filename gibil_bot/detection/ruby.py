@@ -116,6 +116,6 @@ def _tests(project: Project, gems: set[str], *, bundled: bool) -> Iterator[Candi
             if not command.folder and re.fullmatch(r"(bundle exec )?rake( (default|test|spec))?", command.run):
                 yield Candidate(run=command.run, evidence=command.evidence(), needs=needs, rank=36)
                 return
-    if any(path.startswith("test/") and path.endswith("_test.rb") for path in project.paths):
+    if not project.has("bin/rails") and any(path.startswith("test/") and path.endswith("_test.rb") for path in project.paths):
         program = 'ruby -Ilib -Itest -e \'Dir["test/**/*_test.rb"].sort.each { |file| require "./#{file}" }\' --'
         yield Candidate(run=f"{prefix}{program}", evidence=Evidence(path="test"), needs=needs, rank=60)

@@ -8,12 +8,12 @@ group='' done='' ran=0 status=0
 usable() {
     local folder=$1 found=$2 check=$5 program
     for program in "${@:6}"; do
-        if ! (cd "$folder" && command -v "$program") >/dev/null 2>&1; then
+        if ! (cd -- "$folder" && command -v -- "$program") >/dev/null 2>&1; then
             say "found $found, but $program isn't on this machine; looking further"
             return 1
         fi
     done
-    if test -n "$check" && ! (cd "$folder" && bash -c "$check" </dev/null) >/dev/null 2>&1; then
+    if test -n "$check" && ! (cd -- "$folder" && bash -c "$check" </dev/null) >/dev/null 2>&1; then
         say "found $found, but it can't run here ($check fails); looking further"
         return 1
     fi
@@ -23,7 +23,7 @@ usable() {
 only() {
     usable "$@" || return 0
     say "found $2 → $3${args[*]:+ ${args[*]}}"
-    cd "$1" || exit
+    cd -- "$1" || exit
     exec bash -e -c "$4" bash "${args[@]}"
 }
 
@@ -36,7 +36,7 @@ one() {
     done=1 ran=$((ran + 1))
     say "found $2 → $3${args[*]:+ ${args[*]}}"
     local code=0
-    (cd "$1" && exec bash -e -c "$4" bash "${args[@]}") || code=$?
+    (cd -- "$1" && exec bash -e -c "$4" bash "${args[@]}") || code=$?
     if test "$code" = 0; then
         say "$group: passed ($3)"
     else

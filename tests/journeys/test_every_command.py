@@ -44,6 +44,7 @@ ROWS: dict[str, tuple[Words | None, Words]] = {
     "serve": (None, ("--port", "eighty")),
     "doctor": (None, ()),
     "check": (("good.yml",), ("bad.yml",)),
+    "detect": ((), ("absent",)),
     "plan": (("good.yml", "--event", "comment.json"), ("good.yml", "--event", "bad.yml")),
     "replay": (("comment.json", "--url", "BOT"), ("bad.yml",)),
     "completion": (("bash",), ("tcsh",)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -72,7 +73,7 @@ def machine(tmp_path: Path, without: tuple[str, ...], fakes: dict[str, str]) -> 
     )
     for name in base.split():
         where = shutil.which(name)
-        if where and name not in without:
+        if where and name not in without and name not in fakes:
             (tools / name).symlink_to(where)
     # The interpreter itself, without the packages of the environment that runs these tests. Its virtual environments contain
     # it and no pip: creating a real one takes seconds.
@@ -81,6 +82,7 @@ def machine(tmp_path: Path, without: tuple[str, ...], fakes: dict[str, str]) -> 
     )
     (tools / "python3").chmod(0o755)
     for name, script in fakes.items():
+        (tools / name).unlink(missing_ok=True)  # a link to the real program, which must not be written to
         (tools / name).write_text(f"#!/bin/sh\n{script}\n")
         (tools / name).chmod(0o755)
     return str(tools)
@@ -123,12 +125,12 @@ def test_a_package_of_tests_and_a_src_folder_are_found(tmp_path: Path) -> None:
 def test_a_makefile_takes_precedence_and_gets_the_arguments(tmp_path: Path) -> None:
     done = do(
         tmp_path,
-        {"Makefile": "tests := x\ntest: ; @echo made $(V)\n", "tests/test_sums.py": UNITTEST.format(answer=3)},
+        {"Makefile": "tests := x\ntest: ; @echo made $(V) $(sort b a)\n", "tests/test_sums.py": UNITTEST.format(answer=3)},
         arguments={"args": "V=1"},
     )
     test = named(done, "test")
     assert test.exit_status == 0, test.output
-    assert test.output.splitlines()[-2:] == ["gibil: found Makefile:2 (target test) → make test V=1", "made 1"]
+    assert test.output.splitlines()[-2:] == ["gibil: found Makefile:2 (test) → make test V=1", "made 1 a b"]
 
 
 def test_a_makefile_is_ignored_without_make(tmp_path: Path) -> None:
@@ -183,11 +185,11 @@ def test_the_lock_file_selects_the_package_manager(lock: str, manager: str, inst
         "package.json": '{"scripts": {"test": "x"}, "dependencies": {"left-pad": "1"}}',
         lock: "lockfileVersion: '9.0'\n" if manager == "pnpm" else '{"lockfileVersion": 3, "packages": {}}',
     }
-    fake = 'test "$1" = --version && echo 10.1.2 || echo "called ${0##*/} $*"'
+    fake = 'test "$1" = --version && echo 9.15.0 || echo "called ${0##*/} $*"'
     done = do(tmp_path, files, without=("npm", "node"), fakes={manager: fake, "npm": fake, "node": "echo v22.1.0"})
     assert [task.exit_status for task in done] == [0, 0, 0], done
     assert f"called {install}" in named(done, "install").output
-    assert f"called {manager} test" in named(done, "test").output
+    assert re.search(f"called {manager} (run )?test", named(done, "test").output)
 
 
 @pytest.mark.parametrize(
@@ -203,10 +205,10 @@ def test_go_and_rust_are_recognized_and_reported_if_missing(
     (tmp_path / "with").mkdir()
     (tmp_path / "lacking").mkdir()
     fake = 'case $1 in version) echo go version go1.99.1 ;; --version) echo 1.99.1 ;; *) echo "called ${0##*/} $*" ;; esac'
-    done = do(tmp_path / "with", {file: text}, fakes={program: fake})
+    done = do(tmp_path / "with", {file: text, "x_test.go": ""}, fakes={program: fake, "gibil-runtime": "exit 0"})
     assert done[-1].exit_status == 0, done
     assert f"called {shown}" in done[-1].output
-    done = do(tmp_path / "lacking", {file: text})
+    done = do(tmp_path / "lacking", {file: text, "x_test.go": ""})
     assert (done[0].name, done[0].exit_status, done[-1].exit_status) == ("runtime", 1, None), done
     assert "can't be installed here; choose an image that has it" in done[0].output
 
@@ -279,22 +281,27 @@ def test_missing_packages_without_root_are_reported_in_one_sentence(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("files", "program", "command"),
+    ("files", "command"),
     [
-        ({"ruff.toml": ""}, "ruff", "ruff check ."),
-        ({"pyproject.toml": "[tool.ruff.lint]\n"}, "ruff", "ruff check ."),
-        ({"setup.cfg": "[flake8]\n"}, "flake8", "flake8"),
-        ({".pre-commit-config.yaml": "repos: []\n"}, "pre-commit", "pre-commit run --all-files"),
-        ({"Makefile": "lint: ; @exit 5\n"}, "make", "make lint"),
+        ({"ruff.toml": ""}, "uvx ruff check"),
+        ({"pyproject.toml": "[tool.ruff.lint]\n"}, "uvx ruff check"),
+        ({"setup.cfg": "[flake8]\n"}, "uvx flake8"),
+        ({".pre-commit-config.yaml": "repos: []\n"}, "uvx pre-commit run --all-files"),
+        ({"Makefile": "lint: ; @exit 5\n"}, "make lint"),
     ],
 )
-def test_lint_runs_the_linter_that_the_project_is_set_up_for(
-    files: dict[str, str], program: str, command: str, tmp_path: Path
-) -> None:
-    fake = 'test "$1" = --version && echo 1.2.3 || { echo "called ${0##*/}${*:+ $*}"; case $1 in -n) ;; *) exit 5 ;; esac; }'
-    done = do(tmp_path, files, word="lint", fakes={program: fake, "pip": "exit 0", "uv": "echo uv 0.9.1"})
+def test_lint_runs_the_linter_that_the_project_is_set_up_for(files: dict[str, str], command: str, tmp_path: Path) -> None:
+    fake = 'case $1 in --version) echo 1.2.3 ;; -n) ;; *) echo "called ${0##*/} $*"; exit 5 ;; esac'
+    done = do(tmp_path, files, word="lint", fakes={"uv": "echo uv 0.9.1", "uvx": fake, "make": fake})
     assert (done[-1].name, done[-1].exit_status) == ("lint", 5), done
     assert f"called {command}" in done[-1].output
+
+
+def test_a_linter_that_cannot_be_made_available_fails_the_run(tmp_path: Path) -> None:
+    done = do(tmp_path, {"Makefile": "lint: ; ruff check\n"}, word="lint", fakes={"make": 'test "$1" = -n && echo ruff check'})
+    assert (done[-1].name, done[-1].exit_status) == ("lint", 1), done
+    assert "gibil: found Makefile:1 (lint), but ruff isn't on this machine; looking further" in done[-1].output
+    assert done[-1].nothing_to_do == ""
 
 
 def test_lint_of_a_project_without_linters_has_nothing_to_do(tmp_path: Path) -> None:
