@@ -190,7 +190,7 @@ class Layering(Protocol):
 
     async def delete_layer(self, layer_id: str) -> bool:
         """Delete a layer; False if it doesn't exist. Raises ProviderError with code LAYER_IN_USE while a machine or another
-        layer lies on it.
+        layer is based on it.
         """
 
 

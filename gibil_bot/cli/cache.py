@@ -1,4 +1,4 @@
-"""`gibil cache`: list and delete what runs have kept for later runs."""
+"""`gibil cache`: list and delete what runs have stored for later runs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 
 @click.group()
 def cache() -> None:
-    """List and delete prepared machines: what runs installed, kept for the next run.
+    """List and delete what runs have stored for later runs.
+
+    These are prepared machines: what a run installed, so that the next one needn't.
 
     A trusted run of a repository starts from what an earlier one left. A pull request that isn't trusted reads that, too, but
     what it leaves is used only for the same commit. What was used longest ago is deleted first: at most 5 GB for a repository
-    and 20 GB in all are kept.
+    and 20 GB in all are stored.
 
     \b
     gibil cache list
@@ -80,7 +82,7 @@ async def _list(provider: str | None, as_json: bool) -> int:
 @provider_option
 @json_option
 def clear(repository: str | None, provider: str | None, as_json: bool) -> None:
-    """Delete prepared machines. Those that a machine is using now are kept, and named.
+    """Delete prepared machines. Those that a machine is using now stay, and are named.
 
     \b
     gibil cache clear
@@ -106,7 +108,7 @@ async def _clear(repository: str | None, provider: str | None, as_json: bool) ->
     finally:
         await opened.close()
     for entry in kept:
-        print_message(f"{entry.layer} is in use, or another one that is in use was made from it; it is kept")
+        print_message(f"{entry.layer} is in use, or another one that is in use was created from it; it stays")
     if as_json:
         print_json({"deleted": [prepared_view(entry) for entry in gone], "kept": [prepared_view(entry) for entry in kept]})
     else:

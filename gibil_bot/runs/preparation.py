@@ -67,7 +67,7 @@ class Preparation:
         return entries[0] if entries else None
 
     async def choose(self, shell: Shell, plan: Plan, layer: str | None) -> Choice:
-        """Decide on the machine behind `shell`, which has the commit and lies on that layer. Raises MachineLost, SSHError."""
+        """Decide on the machine behind `shell`, which has the commit, and that layer below it. Raises MachineLost, SSHError."""
         key = await self._read_key(shell, plan)
         entries = await self._readable() if key is not None else []
         current = next((entry for entry in entries if entry.layer == layer), None)
@@ -113,7 +113,7 @@ class Preparation:
     ) -> PreparedMachine | None:
         """End the machine and keep its disk, if that is allowed and useful; None if the machine continues.
 
-        Raises ProviderError if the machine has ended and its disk couldn't be kept, and what `Shell.run` raises.
+        Raises ProviderError if the machine has ended and its disk couldn't be stored, and what `Shell.run` raises.
         """
         preparing = preparing_tasks(plan)
         done = [results.get(index) for index in range(len(preparing))]
@@ -150,7 +150,7 @@ class Preparation:
         try:
             return await self._machines.save(machine, entry)
         except (UsageError, MachineNotFound) as error:
-            log.info("run %s: its machine isn't kept as a prepared one: %s", run.id, error.message)
+            log.info("run %s: its machine isn't stored as a prepared one: %s", run.id, error.message)
             return None
 
     async def _readable(self) -> list[PreparedMachine]:

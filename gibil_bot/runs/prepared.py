@@ -37,7 +37,7 @@ MOST_DEPTH = 7
 TOTAL_MB = 20 * 1024
 REPOSITORY_MB = 5 * 1024
 LEAST_S = 1.0
-"""Preparing that takes less isn't kept: keeping a disk and creating the next machine takes half of that."""
+"""Preparing that takes less isn't stored: storing a disk and creating the next machine takes half of that."""
 TRUSTED = "trusted"
 _ORPHANED_AFTER = timedelta(minutes=10)
 """A layer without an entry is deleted after this time: a process that saved it was killed before it wrote the entry."""
@@ -157,7 +157,7 @@ class PreparedMachines:
         try:
             await asyncio.to_thread(self._write, entry)
             await self.evict(entry.layer)
-        except (OSError, ProviderError) as error:  # the run continues on the layer, whoever finds it later
+        except (OSError, ProviderError) as error:  # the run continues on the layer
             log.warning("a prepared machine could not be recorded: %s", error)
         return entry
 
@@ -179,7 +179,7 @@ class PreparedMachines:
                     usages.remove(usage)
                     break
             else:
-                break  # machines or other layers lie on all of them
+                break  # machines or other layers are based on all of them
         return gone
 
     def _excess(self, usages: Sequence[Usage]) -> list[Usage] | None:

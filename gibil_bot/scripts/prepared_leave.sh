@@ -1,5 +1,5 @@
 # shellcheck shell=sh
-# Before the disk of a prepared machine is kept: prints `tree ID`, the id of all files of the commit; `busy` if processes run that
+# Before the disk of a prepared machine is stored: prints `tree ID`, the id of all files of the commit; `busy` if processes run that
 # would be ended; and `built` if preparing built something from the project's own files, so that it fits no other commit. Then it
 # removes what only this run needs.
 

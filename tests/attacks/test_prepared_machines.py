@@ -91,7 +91,7 @@ async def test_an_untrusted_run_reads_the_trusted_machine_and_never_changes_it(p
     assert trusted.statuses == ["success", "success"]
 
 
-async def test_nothing_of_a_kept_repository_configuration_is_used(place: Workshop) -> None:
+async def test_the_git_configuration_of_a_prepared_machine_is_not_used(place: Workshop) -> None:
     await place.run(install=f"{INSTALL}\n{PLANTED}\nrm /usr/local/bin/git /root/.bashrc", test="true")
     place.commit({"source": "second\n"})
     second = await place.run(install=f"{INSTALL}\n{PLANTED}\nrm /usr/local/bin/git /root/.bashrc", test=LOOK)

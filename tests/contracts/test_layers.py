@@ -103,7 +103,7 @@ async def test_several_users_keep_their_files(lodging: LocalLodging) -> None:
     assert len(taken) == 2
 
 
-async def test_a_layer_lies_on_a_layer(lodging: LocalLodging) -> None:
+async def test_a_layer_is_based_on_a_layer(lodging: LocalLodging) -> None:
     await saved(lodging, 1, "echo 1 > /root/one; echo 1 > /root/both; mkdir /root/d; echo 1 > /root/d/old")
     info = await saved(lodging, 2, "echo 2 > /root/two; echo 2 > /root/both; rm -r /root/d; mkdir /root/d", layer=1)
     assert (info.parent, info.depth) == (layer_id(1), 2)
@@ -122,7 +122,7 @@ async def test_the_number_of_layers_is_limited(lodging: LocalLodging) -> None:
     assert await output(lodging, machine, "echo it continues") == "it continues\n"
 
 
-async def test_every_process_is_dead_before_the_disk_is_kept(lodging: LocalLodging) -> None:
+async def test_every_process_is_dead_before_the_disk_is_stored(lodging: LocalLodging) -> None:
     machine = await start(lodging, "busy")
     mark = "2718281"
     await output(

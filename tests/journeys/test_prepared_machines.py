@@ -92,7 +92,7 @@ async def test_what_depends_on_all_files_is_reused_only_for_the_same_files(place
 
 
 @pytest.mark.parametrize("why", ["process", "failure", "secret"])
-async def test_a_machine_that_is_not_fit_for_it_is_not_kept(place: Workshop, why: str) -> None:
+async def test_a_machine_that_is_not_fit_for_it_is_not_stored(place: Workshop, why: str) -> None:
     more = {"process": "setsid -f sleep 300 >/dev/null 2>&1 </dev/null", "failure": "exit 3", "secret": ":"}[why]
     secrets = ("TOKEN",) if why == "secret" else ()
     place.tools = dataclasses.replace(place.tools, secrets=ScopedSecrets({"TOKEN": Secret("a value of this test")}))

@@ -52,12 +52,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     depth: int
     """Number of layers from this one down."""
     base_tree: str
-    """Name of the base tree that it lies on."""
+    """Name of the base tree that it is based on."""
     privilege: str
     base: int
     """First host uid of its owners, with privilege `root`."""
     image: bool
-    """Whether it is a file system of its own, or a folder."""
+    """Whether it is a separate file system, or a folder."""
     size_mb: int
     created_at: datetime
     fingerprint: str
@@ -124,7 +124,7 @@ class LayerStore:
         if layer_id in self._layers:
             raise UsageError(f"a layer {layer_id} exists already; choose another id")
         if parent is not None and parent in self._layers and self._layers[parent].depth >= MOST_LAYERS:
-            raise UsageError(f"the machine lies on {MOST_LAYERS} layers, which is the most; start from a plain machine")
+            raise UsageError(f"the machine is based on {MOST_LAYERS} layers, which is the most; start from a plain machine")
 
     def use(self, machine: str, layer_id: str, base_tree: str) -> tuple[str, ...]:
         """Return the layers below a machine, uppermost first, which aren't deleted until `release`. Raises ProviderError."""
@@ -234,7 +234,7 @@ class LayerStore:
     def remove(self, layer_id: str) -> Callable[[], None] | None:
         """Forget a layer; return the blocking function that deletes its files, or None if the layer doesn't exist.
 
-        Raises ProviderError with code IN_USE while a machine, or another layer, lies on it.
+        Raises ProviderError with code IN_USE while a machine, or another layer, is based on it.
         """
         layer = self._layers.get(layer_id)
         if layer is None:
@@ -262,7 +262,7 @@ class LayerStore:
         return delete
 
     def outdated(self, base_trees: Iterable[str]) -> list[str]:
-        """Return the layers that lie on none of these base trees, uppermost first: no machine can start from them any more."""
+        """Return the layers that are based on none of these base trees, uppermost first. No machine can start from them."""
         valid = set(base_trees)
         found = [layer for layer in self._layers.values() if layer.base_tree not in valid]
         return [layer.id for layer in sorted(found, key=lambda layer: -layer.depth)]
