@@ -659,6 +659,8 @@ class MachineSpec(MachineResources, frozen=True, kw_only=True):
     """The operator's certificates in PEM, which every tool of the machine trusts in addition to the system's."""
     mirrors: Mapping[str, str] = field(default_factory=dict)
     """Package mirror (a key of config.MIRRORS) → URL."""
+    layer: str | None = None
+    """The layer below its disk, with a provider that is `Layering`."""
 
     def __repr__(self) -> str:
         return _without(self, "host_key", "first_host_key")
@@ -687,6 +689,59 @@ class Machine(Struct, frozen=True, kw_only=True):
     endpoint: Endpoint
     labels: Mapping[str, str] = field(default_factory=dict)
     status: str = "running"
+    layer: str | None = None
+    """The layer that it started from."""
+
+
+class PreparedKey(Struct, frozen=True, kw_only=True):
+    """What a prepared machine depends on."""
+
+    kind: str
+    """Digest of what prepares: provider, image, tasks, environment."""
+    files: str
+    """Digest of the manifests and lock files."""
+    tree: str
+    """The id of all files of the commit."""
+
+
+class PreparedMachine(Struct, frozen=True, kw_only=True):
+    """A layer that a run left after its preparation, and what it was prepared with. Stored, so a new field needs a default."""
+
+    format: int
+    layer: str
+    repository: str
+    repository_name: str
+    scope: str
+    workflow: str
+    key: PreparedKey
+    whole_tree: bool
+    """It fits only commits with exactly the same files, because preparing built something from the project's own files."""
+    env: Mapping[str, str]
+    """What the preparing tasks wrote to GITHUB_ENV, for later tasks."""
+    paths: tuple[str, ...]
+    """And to GITHUB_PATH."""
+    prepared_in_s: float
+    """How long the preparing tasks took."""
+    size_mb: int
+    depth: int
+    created_at: datetime
+
+    def fits(self, key: PreparedKey) -> bool:
+        """Return whether nothing is left to install for that key."""
+        return self.key.kind == key.kind and self.key.files == key.files and (not self.whole_tree or self.key.tree == key.tree)
+
+
+class LayerInfo(Struct, frozen=True, kw_only=True):
+    """The disk of an ended machine, read-only, that new machines can start from."""
+
+    id: str
+    parent: str | None
+    """The layer that its machine started from."""
+    depth: int
+    """Number of layers from this one down: 1 if it has no parent."""
+    size_mb: int
+    """Without its parents."""
+    created_at: datetime
 
 
 class Capabilities(Struct, frozen=True, kw_only=True):

@@ -26,6 +26,7 @@ from gibil_bot.model import (
     HeadHistory,
     HeadSeen,
     Job,
+    LayerInfo,
     Machine,
     MachineSpec,
     NewRun,
@@ -164,6 +165,33 @@ class Filtering(Protocol):
 
     async def refusals(self, name: str, since: float) -> Refusals:
         """Return what the machine was refused since that moment of time.monotonic(). Raises MachineNotFound."""
+
+
+LAYER_GONE = "LAYER_GONE"
+"""Code of the ProviderError of `create` for a layer that doesn't exist, is damaged, or fits this host no longer."""
+
+
+@runtime_checkable
+class Layering(Protocol):
+    """A provider that can keep the disk of a machine as a read-only layer, from which new machines start (`MachineSpec.layer`).
+
+    `create` raises ProviderError with code LAYER_GONE if the layer can't be used any more; then nothing was created.
+    """
+
+    async def save_layer(self, name: str, layer_id: str) -> LayerInfo:
+        """End the machine and keep its disk under that id of 8 to 40 hexadecimal digits. Afterwards the machine doesn't exist.
+
+        Safe to repeat. The layer is complete or doesn't exist; it may be lost if this host or the provider ends within the next
+        seconds. Raises MachineNotFound, ProviderError, and UsageError for a machine that can't become a layer: that continues.
+        """
+
+    async def layers(self) -> list[LayerInfo]:
+        """Return all layers, oldest first."""
+
+    async def delete_layer(self, layer_id: str) -> bool:
+        """Delete a layer; False if it doesn't exist. Raises ProviderError with code LAYER_IN_USE while a machine or another
+        layer is based on it.
+        """
 
 
 @runtime_checkable

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
-from gibil_bot.model import DetectedProject, Machine, Plan, Refusal, Refusals, Run, TaskResult, TaskStatus
+from gibil_bot.model import DetectedProject, Machine, Plan, PreparedMachine, Refusal, Refusals, Run, TaskResult, TaskStatus
 
 _MOST_BLOCKED, _MOST_PORTS, _MOST_CHARACTERS = 10, 3, 800
 """Maximum number of endpoints, and of endpoints per host, in one sentence: a machine chooses their number and length."""
@@ -78,6 +78,20 @@ def detected_view(detected: DetectedProject) -> dict[str, object]:
         "evidence": list(detected.evidence),
         "ci": [{"command": quote.command, "path": quote.path, "line": quote.line} for quote in detected.quotes],
         "suggestion": detected.suggestion or None,
+    }
+
+
+def prepared_view(entry: PreparedMachine) -> dict[str, object]:
+    """Return a prepared machine as JSON."""
+    return {
+        "id": entry.layer,
+        "repository": entry.repository_name,
+        "workflow": entry.workflow,
+        "scope": entry.scope,
+        "size_mb": entry.size_mb,
+        "depth": entry.depth,
+        "saves_s": entry.prepared_in_s,
+        "created_at": timestamp(entry.created_at),
     }
 
 

@@ -21,7 +21,7 @@ from gibil_bot.caps import Caps
 from gibil_bot.config import Secret, Settings, loose_mode
 from gibil_bot.errors import GibilError
 from gibil_bot.model import Endpoint
-from gibil_bot.ports import Provider, Shell, Store
+from gibil_bot.ports import Layering, Provider, Shell, Store
 from gibil_bot.providers.keyring import Keyring, ProjectKeyring
 from gibil_bot.providers.lifecycle import MachineFactory, script_runner
 from gibil_bot.retry import RetryPolicy
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from gibil_bot.planning.services import ServiceCapabilities
     from gibil_bot.runs.context import Policy
     from gibil_bot.runs.local_checkout import Limits
+    from gibil_bot.runs.prepared import PreparedMachines
 
 log = logging.getLogger("gibil")
 
@@ -113,6 +114,13 @@ def open_provider(settings: Settings, *, room_wait_s: float = 0.0) -> Provider:
     from gibil_bot.providers.local.provider import LocalProvider
 
     return LocalProvider(settings.data_dir, room_wait_s=room_wait_s)
+
+
+def open_prepared(settings: Settings, provider: Provider) -> PreparedMachines | None:
+    """Open the prepared machines of this data directory; None if the provider can't keep any."""
+    from gibil_bot.runs.prepared import PreparedMachines
+
+    return PreparedMachines(settings.data_dir / "prepared", provider) if isinstance(provider, Layering) else None
 
 
 def open_factory(settings: Settings, *, room_wait_s: float = 0.0) -> MachineFactory:
@@ -266,6 +274,7 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
             max_ttl_s=settings.max_ttl_s,
             fingerprint_key=factory.keyring.derive("fingerprints", "secrets"),
             max_logs_bytes=settings.max_run_logs_bytes,
+            prepared=open_prepared(settings, factory.provider),
         )
         policy = intake_policy(settings, factory.keyring)
         reaper = Reaper(store, factory, github, owner, logs, settings.max_logs_bytes)

@@ -29,6 +29,7 @@ _SUMMARIES = {
     "jobs": "List the background jobs of a machine.",
     "push": "Push the commits that were made on a machine, with your own credentials.",
     "pr": "Open pull requests with the commits that were made on a machine.",
+    "cache": "List and delete what runs have stored for later runs.",
     "mcp": "Serve machines to agents over MCP, on stdin and stdout.",
     "providers": "List the providers that forge machines: sizes, locations, prices.",
     "init": "Save the provider and its token; register with MCP clients. With --repo, write a `.gibil.yml`.",

@@ -73,7 +73,7 @@ async def _run(settings: Settings, checkout: Checkout, workflow: str, inputs: di
     from gibil_bot.runs.memory import MemoryRuns
     from gibil_bot.runs.runner import Runner, Tools
     from gibil_bot.runs.sources import LocalBundle
-    from gibil_bot.wiring import open_factory, operator_limits
+    from gibil_bot.wiring import open_factory, open_prepared, operator_limits
 
     plan = await local_checkout.plan(checkout, workflow, inputs, operator_limits(settings))
     factory = open_factory(settings)
@@ -99,6 +99,8 @@ async def _run(settings: Settings, checkout: Checkout, workflow: str, inputs: di
                 tethered=True,
                 observer=terminal.phase,
                 output=terminal.output,
+                prepared=open_prepared(settings, factory.provider),
+                local_checkout=checkout.identity,
             )
             runner = Runner(tools, claim)
             asyncio.get_running_loop().add_signal_handler(signal.SIGINT, runner.cancel, "interrupted")

@@ -78,6 +78,7 @@ class MachineFactory:
         tethered: bool = False,
         on_phase: OnPhase | None = None,
         fresh: bool = False,
+        layer: str | None = None,
     ) -> tuple[Machine, Shell]:
         """Create a machine; returns it and an open connection to it.
 
@@ -88,7 +89,7 @@ class MachineFactory:
         if fresh:
             labels = {CREATION: secrets.token_hex(8), **(labels or {})}
         spec = await asyncio.to_thread(
-            self._spec, name, owner, ttl_s, labels or {}, plan or MachinePlan(), egress_allow, untrusted, tethered
+            self._spec, name, owner, ttl_s, labels or {}, plan or MachinePlan(), egress_allow, untrusted, tethered, layer
         )
         began = time.monotonic()
         creating = asyncio.create_task(self.provider.create(spec))
@@ -170,6 +171,7 @@ class MachineFactory:
         egress_allow: tuple[str, ...],
         untrusted: bool,
         tethered: bool,
+        layer: str | None,
     ) -> MachineSpec:
         plan, _notes = capped(plan, self.caps)
         return MachineSpec(
@@ -185,6 +187,7 @@ class MachineFactory:
             tethered=tethered,
             ca_bundle=self.ca_bundle,
             mirrors=self.mirrors,
+            layer=layer,
         )
 
     async def _undo(self, spec: MachineSpec, creating: asyncio.Task[Machine]) -> None:

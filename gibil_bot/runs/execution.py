@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -44,6 +44,7 @@ AFTER_CANCEL_S = 300.0
 """Total time for `if: always()` and `if: cancelled()` tasks after a run is cancelled."""
 
 
+OnPrepared = Callable[[Mapping[str, str], tuple[str, ...]], Awaitable[Shell | None]]
 Cause = Callable[[datetime], Awaitable[str | None]]
 """Returns why the machine, or a process on it, was killed since that time; None if unknown."""
 
@@ -128,6 +129,7 @@ class Execution:
         self._refusals = refusals
         self.results: dict[int, TaskResult] = dict(results)
         self._log: TaskLog | None = None
+        self._inherited: tuple[Mapping[str, str], Sequence[str]] = {}, ()
 
     @property
     def live_tail(self) -> str:
@@ -149,12 +151,46 @@ class Execution:
         """Use the plan of this claim, whose tasks have been detected since. Call it before `run`."""
         self._claim, self._plan = claim, claim.run.plan
 
-    async def run(self) -> Conclusion:
-        """Run all tasks. Raises MachineLost."""
-        extra: dict[str, str] = {}
-        paths: list[str] = []
+    @property
+    def skipped_preparation(self) -> bool:
+        """Whether preparing tasks were skipped because the machine was prepared already."""
+        preparing = [result for index, result in self.results.items() if self._plan.tasks[index].kind == "prepare"]
+        return bool(preparing) and all(
+            result.status is TaskStatus.SKIPPED and result.exit_status is None for result in preparing
+        )
+
+    def continue_on(self, shell: Shell) -> None:
+        """Use another machine. Call it before `run`."""
+        self._shell = shell
+
+    def inherit(self, env: Mapping[str, str], paths: Sequence[str]) -> None:
+        """Use variables and paths that preparing tasks of an earlier run exported. Call it before `run`."""
+        self._inherited = env, paths
+
+    async def skip(self, indexes: Iterable[int], detail: str) -> None:
+        """Record tasks as skipped that have nothing to do."""
+        for index in indexes:
+            await self._save(
+                TaskResult(
+                    index=index, machine_attempt=self._attempt, name=self._plan.tasks[index].name, status=TaskStatus.SKIPPED,
+                    started_at=now(), finished_at=now(), detail=detail,
+                )
+            )  # fmt: skip
+
+    async def run(self, on_prepared: OnPrepared | None = None) -> Conclusion:
+        """Run all tasks. Raises MachineLost.
+
+        `on_prepared` is called after the preparing tasks, if others follow, with what they exported. It may return a connection
+        to another machine, on which the tasks then continue.
+        """
+        extra: dict[str, str] = dict(self._inherited[0])
+        paths: list[str] = list(self._inherited[1])
         for index, task in enumerate(self._plan.tasks):
             stored = self.results.get(index)
+            if on_prepared is not None and task.kind != "prepare":
+                if stored is None and index > 0:
+                    self._shell = await on_prepared(dict(extra), tuple(paths)) or self._shell
+                on_prepared = None
             if stored is None or stored.finished_at is None:
                 await self._run_task(index, task, extra, paths, resumed=stored)
             elif stored.status is not TaskStatus.SKIPPED or stored.exit_status is not None:  # another process ran the task

@@ -28,6 +28,8 @@ class Checkout:
     """A repository that we created, with the commit. `promisor`: where a partial clone fetches missing objects."""
     promisor: str | None
     sha: str
+    folder: Path
+    """Its top folder, on this computer."""
     branch: str
     """Empty if HEAD is detached."""
     name: str
@@ -35,6 +37,11 @@ class Checkout:
     person: str
     files: Mapping[str, bytes]
     """`.gibil.yml` and `.gibil/workflows/*.yml` of that commit."""
+
+    @property
+    def identity(self) -> str:
+        """What distinguishes it from every other checkout on this computer; its name is only what its configuration says."""
+        return os.path.realpath(self.folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +74,7 @@ async def read(path: Path, *, dirty: bool) -> AsyncIterator[Checkout]:
                 repository=found.view,
                 promisor=found.promisor,
                 sha=sha,
+                folder=found.folder,
                 branch=await found.current_branch() or "",
                 name=_name(found.origin_url() or "", found.folder),
                 person=found.config("user.name") or os.environ.get("USER", "you"),

@@ -30,18 +30,21 @@ from gibil_bot.detection.detect import wanted
 from gibil_bot.detection.project import Project
 from gibil_bot.errors import ClaimLost, GibilError, GitHubError, MachineLost, ProviderError, SSHError, StoreError, Unavailable
 from gibil_bot.github import render
-from gibil_bot.model import Claim, Conclusion, Machine, Run, TaskResult, Trust
+from gibil_bot.model import Claim, Conclusion, Machine, PreparedMachine, Run, TaskResult, Trust
 from gibil_bot.operator_secrets import ScopedSecrets, missing_secret
-from gibil_bot.ports import RunRecorder, Shell
+from gibil_bot.ports import LAYER_GONE, RunRecorder, Shell
 from gibil_bot.providers.lifecycle import MachineFactory
 from gibil_bot.providers.optional import notices, refusals
 from gibil_bot.runs.cancellation import Cancellation
 from gibil_bot.runs.detected_tasks import detect_tasks, purpose_of
 from gibil_bot.runs.execution import Execution, conclusion_of, is_complete
 from gibil_bot.runs.logs import Journal, Observer
+from gibil_bot.runs.preparation import Preparation
+from gibil_bot.runs.prepared import PreparedMachines, preparing_tasks, scope_of
 from gibil_bot.runs.project_reader import read_project
 from gibil_bot.runs.redact import Redactor
 from gibil_bot.runs.sources import SourceError, SourceTransfer, address_of
+from gibil_bot.scripts.prepared import begin_script
 
 log = logging.getLogger("gibil.runner")
 T = TypeVar("T")
@@ -73,6 +76,10 @@ class Tools:
     tethered: bool = False
     observer: Observer | None = None
     output: Callable[[int, bytes], None] | None = None
+    prepared: PreparedMachines | None = None
+    """None: every run prepares its machine itself."""
+    local_checkout: str | None = None
+    """The path of the checkout, if runs are of one on this computer and not of a repository on GitHub."""
     fingerprint_key: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
     """Keys the fingerprints by which a resumed run detects that its secrets were changed."""
 
@@ -98,6 +105,7 @@ class Runner:
         self._tasks_ended = False
         self._cancellation_shown = False
         self._secret_values: dict[str, str] = {}
+        self._preparation: Preparation | None = None
 
     def cancel(self, reason: str) -> None:
         self._cancellation.request(reason)
@@ -189,6 +197,7 @@ class Runner:
 
     async def _on_machine(self, attempt: int) -> Conclusion:
         name = f"gibil-{self._run.id}-{attempt}"
+        self._preparation = self._new_preparation()
         if self._run.machine_attempt == attempt:  # otherwise no process has worked on it
             self._results = {r.index: r for r in await self._tools.runs.task_results(self._run.id, attempt)}
         stop = self._cancellation.reason
@@ -224,10 +233,31 @@ class Runner:
                 room=self._tools.max_logs_bytes,
             )
             if not self._results:
-                await self._copy_source(shell, execution)
+                await self._copy_source(shell, execution, machine.layer)
                 await self._unless_cancelled(self._detect(shell, execution))
+                if self._preparation is not None:
+                    changed = await self._unless_cancelled(self._compare(self._preparation, shell, execution, machine, attempt))
+                    if changed is not None:
+                        old, (machine, shell) = shell, changed
+                        await _ignore_errors(old.close())
+            elif self._preparation is not None and machine.layer is not None and execution.skipped_preparation:
+                exports = await self._preparation.exports(machine.layer)
+                if exports is None:
+                    raise MachineLost("The prepared machine of this run is no longer known")
+                execution.inherit(*exports)
             self._set_phase("running")
-            conclusion = await execution.run()
+
+            async def on_prepared(env: Mapping[str, str], paths: tuple[str, ...]) -> Shell | None:
+                nonlocal machine, shell
+                assert shell is not None
+                continued = await self._keep(shell, execution, name, attempt, (env, paths))
+                if continued is None:
+                    return None
+                old, (machine, shell) = shell, continued
+                await _ignore_errors(old.close())
+                return shell
+
+            conclusion = await execution.run(on_prepared if self._preparation is not None else None)
             self._tasks_ended = True
             self._results = execution.results
             return conclusion
@@ -249,15 +279,19 @@ class Runner:
             if not keep_machine:
                 await asyncio.shield(self._destroy(name))
 
-    async def _cause(self, name: str, machine: Machine, since: datetime) -> str | None:
+    async def _cause(self, name: str, machine: Machine | None, since: datetime) -> str | None:
         """Return how a task ended the machine since then; None if the machine expired."""
-        return None if now() >= machine.expires_at else await self._tools.factory.cause(name, since)
+        return None if machine is None or now() >= machine.expires_at else await self._tools.factory.cause(name, since)
 
     async def _machine(self, name: str, attempt: int) -> tuple[Machine, Shell]:
         factory = self._tools.factory
         if self._results:
             # Tasks have run on this machine, so no other machine can continue.
             found = await factory.get(name)
+            if found is None and self._preparation is not None:
+                layer = await self._preparation.saved(self._run, attempt, self._run.plan, self._results)
+                if layer is not None:
+                    return await self._create(name, layer)
             if found is None:
                 raise MachineLost("The machine no longer existed when the bot continued the run")
             return found, await factory.open(found)
@@ -268,21 +302,89 @@ class Runner:
         self._journal.note("forging", machine=name)
         started = time.perf_counter()
         self._tools.transfer.begin(self._run)
-        source = self._run.source
-        machine, shell = await self._unless_cancelled(
-            factory.create(
-                name=name,
-                owner=self._tools.owner,
-                ttl_s=min(self._run.plan.machine.ttl_s, self._tools.max_ttl_s),
-                labels={"run": self._run.id, "repository": str(source.repository.id)},
-                plan=self._run.plan.machine,
-                egress_allow=(*self._tools.egress, *address_of(source.repository.clone_url)),
-                untrusted=source.trust is Trust.UNTRUSTED,
-                tethered=self._tools.tethered,
-            )
-        )
+        entry = await self._preparation.first(self._run.plan) if self._preparation is not None else None
+        machine, shell = await self._unless_cancelled(self._create_from(name, entry))
         self._created_in_s = time.perf_counter() - started
         self._journal.note("forged", machine=name, seconds=self._created_in_s)
+        return machine, shell
+
+    async def _create_from(self, name: str, entry: PreparedMachine | None) -> tuple[Machine, Shell]:
+        """Create a machine on a layer; a plain one if that layer can't be used any more."""
+        if entry is not None:
+            try:
+                return await self._create(name, entry.layer)
+            except ProviderError as error:
+                if error.code != LAYER_GONE:
+                    raise
+                log.info("run %s: %s", self._run.id, error.message)
+        return await self._create(name, None)
+
+    async def _create(self, name: str, layer: str | None) -> tuple[Machine, Shell]:
+        source = self._run.source
+        return await self._tools.factory.create(
+            name=name,
+            owner=self._tools.owner,
+            ttl_s=min(self._run.plan.machine.ttl_s, self._tools.max_ttl_s),
+            labels={"run": self._run.id, "repository": str(source.repository.id)},
+            plan=self._run.plan.machine,
+            egress_allow=(*self._tools.egress, *address_of(source.repository.clone_url)),
+            untrusted=source.trust is Trust.UNTRUSTED,
+            tethered=self._tools.tethered,
+            layer=layer,
+        )
+
+    def _new_preparation(self) -> Preparation | None:
+        prepared = self._tools.prepared
+        if prepared is None:
+            return None
+        scope = scope_of(self._run, local=self._tools.local_checkout, has_secrets=bool(self._run.plan.secrets))
+        return Preparation(prepared, scope, self._tools.factory.provider.name)
+
+    async def _compare(
+        self, preparation: Preparation, shell: Shell, execution: Execution, machine: Machine, attempt: int
+    ) -> tuple[Machine, Shell] | None:
+        """Decide which tasks have nothing to do. Returns another machine if the run needs one."""
+        choice = await preparation.choose(shell, self._run.plan, machine.layer)
+        changed = None
+        if choice.what == "change":
+            name = machine.name
+            await self._tools.factory.destroy(name)
+            self._tools.transfer.begin(self._run)
+            changed = machine, shell = await self._create_from(name, choice.entry)
+            execution.continue_on(shell)
+            await self._copy_and_prepare(shell, execution, machine.layer)
+            choice = await preparation.choose(shell, self._run.plan, machine.layer)
+        if choice.entry is None or choice.what == "change":
+            return changed  # it is a plain machine, or a layer was deleted meanwhile: everything is installed
+        await preparation.used(choice.entry)
+        short = choice.entry.layer[:8]
+        if choice.what == "prepare":
+            await self._note(f"Started from the nearest prepared machine ({short}); what changed was installed on it.")
+            return changed
+        what = f"prepared machine {short}, saved {choice.entry.prepared_in_s:.0f} s"
+        await self._note(f"Started from a prepared machine ({short}, saved {choice.entry.prepared_in_s:.0f} s).")
+        execution.inherit(choice.entry.env, choice.entry.paths)
+        await execution.skip(range(len(preparing_tasks(self._run.plan))), what)
+        return changed
+
+    async def _keep(
+        self,
+        shell: Shell,
+        execution: Execution,
+        name: str,
+        attempt: int,
+        exports: tuple[Mapping[str, str], tuple[str, ...]],
+    ) -> tuple[Machine, Shell] | None:
+        """Keep the disk of the prepared machine as a layer; return the machine on which the run continues, if it is another."""
+        assert self._preparation is not None
+        if self._cancellation.reason is not None:
+            return None
+        started = time.perf_counter()
+        entry = await self._preparation.save(shell, name, self._run, attempt, self._run.plan, execution.results, exports)
+        if entry is None:
+            return None
+        machine, shell = await self._create(name, entry.layer)
+        self._journal.note("kept", machine=name, seconds=time.perf_counter() - started)
         return machine, shell
 
     def _preparing(self, activity: str) -> None:
@@ -290,14 +392,16 @@ class Runner:
         self._journal.note("preparing", name=activity)
         self._set_phase(activity)
 
-    async def _copy_source(self, shell: Shell, execution: Execution) -> None:
+    async def _copy_source(self, shell: Shell, execution: Execution, layer: str | None) -> None:
         self._set_phase("cloning")
         self._journal.note("cloning")
         started = time.perf_counter()
-        await self._unless_cancelled(self._copy_and_prepare(shell, execution))
+        await self._unless_cancelled(self._copy_and_prepare(shell, execution, layer))
         self._journal.note("cloned", seconds=time.perf_counter() - started)
 
-    async def _copy_and_prepare(self, shell: Shell, execution: Execution) -> None:
+    async def _copy_and_prepare(self, shell: Shell, execution: Execution, layer: str | None) -> None:
+        if layer is not None:
+            await shell.run(begin_script())
         preparing = asyncio.create_task(execution.prepare())
         try:
             notes = await self._tools.transfer.copy_to(shell, self._run)

@@ -27,7 +27,14 @@ if finished; then
     cd -- "$workspace" && notes
     exit 0
 fi
-test ! -e "$workspace" || rm -rf -- "$workspace" || fail 24 "cannot delete $workspace"
+# What a prepared machine has installed in the workspace stays: all files that git ignores. Its repository is created again, so
+# that nothing of its configuration is used.
+kept=
+if test -e "${workspace%/*}/.gibil/prepared" && test -d "$workspace" && test ! -L "$workspace"; then
+    kept=yes
+    rm -rf -- "$workspace/.git" || fail 24 "cannot delete $workspace/.git"
+fi
+test -n "$kept" || test ! -e "$workspace" || rm -rf -- "$workspace" || fail 24 "cannot delete $workspace"
 # shellcheck disable=SC2015  # both ways end with the failure
 mkdir -p -- "$workspace" && cd -- "$workspace" || fail 24 "cannot create $workspace"
 git init -q --template= . >"$log" 2>&1 || { cat "$log" >&2; fail 24 "cannot create a git repository in $workspace"; }
@@ -37,6 +44,8 @@ have() { test -n "$here" || { git cat-file -e "$sha^{commit}" 2>/dev/null && her
 finish() {
     git -c core.hooksPath=/dev/null -c advice.detachedHead=false checkout -q --force --detach "$sha" >"$log" 2>&1 \
         || { cat "$log" >&2; fail 24 "cannot write the files of $sha; is the disk full?"; }
+    test -z "$kept" || git -c core.hooksPath=/dev/null clean -q -ffd >"$log" 2>&1 \
+        || { cat "$log" >&2; fail 24 "cannot delete the files that $sha doesn't have"; }
     test "$(git rev-parse HEAD)" = "$sha" || fail 24 "git checked out another commit than $sha"
     "$after_checkout"
     printf '%s' "$sha" >.git/gibil-commit

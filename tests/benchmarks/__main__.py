@@ -15,7 +15,18 @@ from pathlib import Path
 if not __package__:  # `python tests/benchmarks`
     sys.path[0] = str(Path(__file__).parents[2])
 
-from tests.benchmarks import row_busy, row_calls, row_cli, row_cold, row_door, row_idle, row_machine, row_run, row_ssh
+from tests.benchmarks import (
+    row_busy,
+    row_calls,
+    row_cli,
+    row_cold,
+    row_door,
+    row_idle,
+    row_layer,
+    row_machine,
+    row_run,
+    row_ssh,
+)
 from tests.benchmarks.comparison import Comparison, LeftOut, table
 from tests.benchmarks.context import Context
 from tests.benchmarks.peers import Peers
@@ -26,6 +37,7 @@ ROWS: dict[str, Callable[[Context], list[Comparison]]] = {
     "start": row_door.start,
     "run": row_run.run,
     "machine": row_machine.machine,
+    "layer": row_layer.layer,
     "idle": row_idle.idle,
     "command": row_ssh.command,
     "output": row_ssh.output,

@@ -16,19 +16,22 @@ from datetime import datetime
 import msgspec
 
 from gibil_bot.errors import ConfigurationError, GibilError, MachineNotFound, NameTaken, ProviderError, Unavailable, UsageError
-from gibil_bot.model import Capabilities, Machine, MachineSpec, Refusals, Usage
+from gibil_bot.model import Capabilities, LayerInfo, Machine, MachineSpec, Refusals, Usage
 
 LINE_BYTES = 1024 * 1024
 
 
 class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A request. `verb`: `create get list extend destroy sweep probe usage refusals cause ping quit`."""
+    """A request. `verb`: `create get list extend destroy sweep probe usage refusals cause layers save_layer
+    delete_layer ping quit`.
+    """
 
     verb: str
     spec: MachineSpec | None = None
     name: str = ""
     owner: str | None = None
     expires_at: datetime | None = None
+    layer: str = ""
     since: float = 0.0
     """For `refusals`: a moment of time.monotonic()."""
 
@@ -62,8 +65,9 @@ class Answer(msgspec.Struct, kw_only=True, omit_defaults=True):
     usage: Usage | None = None
     refusals: Refusals | None = None
     cause: Cause | None = None
+    layers: list[LayerInfo] = msgspec.field(default_factory=list)
     done: bool = False
-    """`destroy`: the machine existed; `create`: it was created by this request; `quit`: the daemon ends."""
+    """`destroy`, `delete_layer`: it existed; `create`: it was created by this request; `quit`: the daemon ends."""
     count: int = 0
 
 

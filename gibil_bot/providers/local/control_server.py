@@ -92,6 +92,12 @@ class ControlServer:
                 return Answer(refusals=registry.refusals(request.name, request.since))
             case Request(verb="cause"):
                 return Answer(cause=await registry.cause(request.name))
+            case Request(verb="layers"):
+                return Answer(layers=registry.layers())
+            case Request(verb="save_layer"):
+                return Answer(layers=[await registry.save_layer(request.name, request.layer)])
+            case Request(verb="delete_layer"):
+                return Answer(done=await registry.delete_layer(request.layer))
             case Request(verb="ping"):
                 return Answer(count=registry.count)
             case Request(verb="quit"):

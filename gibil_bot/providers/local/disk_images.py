@@ -28,7 +28,7 @@ SMALLEST_MB = 64
 
 _LOOP_CTL_GET_FREE = 0x4C82
 _LOOP_CONFIGURE = 0x4C0A
-_LO_FLAGS_AUTOCLEAR = 4
+_LO_FLAGS_READ_ONLY, _LO_FLAGS_AUTOCLEAR = 1, 4
 _EXT4_IOC_SHUTDOWN = 0x8004_587D
 _GOING_FLAGS_NOLOGFLUSH = 2
 _ATTEMPTS = 32
@@ -41,16 +41,21 @@ _FORMAT = (
     "-q", "-F", "-b", "4096", "-i", "8192", "-m", "0", "-O", "^has_journal,^resize_inode,^metadata_csum,uninit_bg",
     "-E", "lazy_itable_init=1,nodiscard",
 )  # fmt: skip
+_MOUNT_FLAGS = ("noinit_itable", "nodiscard")
 _NAME = "-1"
 """Increased whenever _FORMAT changes."""
 _FORMATTING = threading.Lock()
 
 
 class Image:
-    """A mounted disk. `mount` is the detached mount, `folder` a descriptor of its top directory."""
+    """A mounted disk. `mount` is the detached mount, `folder` a descriptor of its top directory.
 
-    def __init__(self, path: Path, mount: int) -> None:
-        self._path, self.mount = path, mount
+    `device` is its loop device, and `flags` are those that it was mounted with.
+    """
+
+    def __init__(self, path: Path, mount: int, device: str, flags: tuple[str, ...]) -> None:
+        self.path, self.mount = path, mount
+        self._device, self._flags = device, flags
         self.folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
 
     def full(self) -> str | None:
@@ -67,18 +72,31 @@ class Image:
         """
         with contextlib.suppress(OSError):  # without it, unmounting writes all dirty data
             fcntl.ioctl(self.folder, _EXT4_IOC_SHUTDOWN, struct.pack("=I", _GOING_FLAGS_NOLOGFLUSH))
+        self.unmount()
+
+    def unmount(self) -> None:
+        """Unmount it; its data is written back. Blocking."""
         os.close(self.folder)
         os.close(self.mount)
+
+    def freeze(self) -> None:
+        """Write all data to its file, which nothing changes any more, unmounting included. Blocking. Raises OSError."""
+        sc.make_read_only(self.folder)
+        self._flags = ("ro", *_MOUNT_FLAGS)
+
+    def another_mount(self) -> int:
+        """Return a read-only detached mount of the same file system. Blocking. Raises OSError."""
+        return sc.mount_device("ext4", self._device, self._flags, sc.MOUNT_ATTR_RDONLY)
 
     def discard(self) -> None:
         """Close it and remove its file, if no machine used it. Blocking."""
         self.close()
-        self._path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
     def move(self, path: Path) -> None:
-        """Move its file to a machine's folder. Raises OSError."""
-        self._path.rename(path)
-        self._path = path
+        """Move its file to another folder. Raises OSError."""
+        self.path.rename(path)
+        self.path = path
 
 
 class Images:
@@ -163,17 +181,29 @@ def create_image(local: Path, path: Path, size_mb: int) -> Image:
     template = _template(local, size_mb)
     image = _copy(template, path)
     try:
-        device, name = _attach(image)
-        try:
-            mount = sc.mount_device("ext4", name, ("noinit_itable", "nodiscard"))
-        finally:
-            os.close(device)  # a mounted device stays attached; otherwise it detaches itself now
+        return _mount(image, path, _MOUNT_FLAGS)
     except OSError:
         path.unlink()
         raise
     finally:
         os.close(image)
-    return Image(path, mount)
+
+
+def mount_read_only(path: Path) -> Image:
+    """Mount an existing image, whose file isn't changed by that. Blocking. Raises OSError."""
+    image = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _mount(image, path, ("ro", *_MOUNT_FLAGS), _LO_FLAGS_READ_ONLY)
+    finally:
+        os.close(image)
+
+
+def _mount(image: int, path: Path, flags: tuple[str, ...], loop_flags: int = 0) -> Image:
+    device, name = _attach(image, loop_flags)
+    try:
+        return Image(path, sc.mount_device("ext4", name, flags), name, flags)
+    finally:
+        os.close(device)  # a mounted device stays attached; otherwise it detaches itself now
 
 
 def image_disk_mb(machine: Path) -> int | None:
@@ -239,16 +269,16 @@ def _copy(source: Path, target: Path) -> int:
         os.close(read)
 
 
-def _attach(image: int) -> tuple[int, str]:
+def _attach(image: int, flags: int) -> tuple[int, str]:
     """Attach the file to a loop device, which detaches itself when unused. Returns (descriptor, path). Raises OSError."""
     control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
     try:
         info = bytearray(232)  # struct loop_info64; lo_flags is at 52
-        struct.pack_into("=I", info, 52, _LO_FLAGS_AUTOCLEAR)
+        struct.pack_into("=I", info, 52, _LO_FLAGS_AUTOCLEAR | flags)
         config = struct.pack("=II", image, 4096) + bytes(info) + bytes(64)  # struct loop_config
         for attempt in range(_ATTEMPTS):
             name = f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
-            device = os.open(name, os.O_RDWR | os.O_CLOEXEC)
+            device = os.open(name, (os.O_RDONLY if flags & _LO_FLAGS_READ_ONLY else os.O_RDWR) | os.O_CLOEXEC)
             try:
                 fcntl.ioctl(device, _LOOP_CONFIGURE, config)
             except OSError as error:

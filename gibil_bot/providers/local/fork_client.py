@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gibil_bot.errors import ProviderError
@@ -88,14 +88,19 @@ class ForkClient:
         finally:
             self._looks.pop(number, None)
 
-    async def spawn(self, request: SpawnRequest, control: socket.socket, disk: int | None = None) -> tuple[int, SpawnedMachine]:
-        """Request a machine; returns its number here and the machine. PID 1 reports on `control` whether it was set up."""
+    async def spawn(
+        self, request: SpawnRequest, control: socket.socket, disks: Sequence[int] = ()
+    ) -> tuple[int, SpawnedMachine]:
+        """Request a machine; returns its number here and the machine. PID 1 reports on `control` whether it was set up.
+
+        `disks`: see spawn.enter.
+        """
         self._count += 1
         number = self._count
         self._machines[number] = machine = SpawnedMachine()
         message = json.dumps({"spawn": number, "request": request}).encode()
         try:
-            await self._send(message, [control.fileno(), *([] if disk is None else [disk])])
+            await self._send(message, [control.fileno(), *disks])
         except OSError as error:
             del self._machines[number]
             raise ProviderError(f"the fork server of local machines has ended ({error.strerror}); try again") from error

@@ -5,7 +5,7 @@ So machines are forked here, in a process with one thread and nothing else to do
 gets no secret, because PID 1 of every machine is a copy of it.
 
   {"spawn": id, "request": SpawnRequest} with the control socket      → {"init": id, "pid": host pid of PID 1}
-      and with the detached mount of the disk, if that is an image
+      and with the detached mounts of its disk and layers, as far as they are images
   {"kill": id}                                                        kill PID 1, and with it the whole machine
                                                                       → {"dead": id} when all its processes have ended
   {"look": id, "folder": path, "files": most, "seconds": s}           → {"look": id, "tree": [kb, files, complete]}
@@ -38,6 +38,7 @@ FIRST_UID = 0x7000_0000
 
 RANGES = 4094
 _MESSAGE_BYTES = 256 * 1024
+_MOST_FDS = 16
 
 
 class _Machine:
@@ -75,7 +76,7 @@ class ForkServer:
                 os.read(self._wake, 4096)
                 self._reap()
             if self._link.fileno() in ready:
-                message, fds = receive(self._link, _MESSAGE_BYTES, 4)
+                message, fds = receive(self._link, _MESSAGE_BYTES, _MOST_FDS)
                 if not message:
                     return
                 self._handle(json.loads(message), fds)
@@ -134,7 +135,7 @@ class ForkServer:
         os.close(read)
         self._send({"look": number, "tree": json.loads(answer) if answer else None})
 
-    def _spawn(self, number: int, request: SpawnRequest, control: socket.socket, disk: list[int]) -> None:
+    def _spawn(self, number: int, request: SpawnRequest, control: socket.socket, disks: list[int]) -> None:
         folder = f"{request['local']}/machines/{request['name']}"
         locks = [os.open(f"{folder}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)]
         fcntl.flock(locks[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -151,7 +152,7 @@ class ForkServer:
             if pid == 0:
                 signal.set_wakeup_fd(-1)
                 os.close(go_write)
-                spawn.enter(request, control, go_read, report_write, tuple(locks), disk[0] if disk else None)
+                spawn.enter(request, control, go_read, report_write, tuple(locks), disks)
             self._entering[pid] = _Machine(number, folder, go_write, report_read)
         finally:
             for fd in opened:

@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from gibil_bot.errors import ProviderError
-from gibil_bot.model import Endpoint, Machine, MachineSpec, Usage
+from gibil_bot.model import Endpoint, LayerInfo, Machine, MachineSpec, Usage
 from gibil_bot.providers.local.base_tree import Layout
 from gibil_bot.providers.local.control_protocol import Cause
 from gibil_bot.providers.local.disk_images import Image, Images, image_disk_mb
@@ -28,10 +28,11 @@ from gibil_bot.providers.local.end_causes import write_cause
 from gibil_bot.providers.local.fork_client import ForkClient, SpawnedMachine
 from gibil_bot.providers.local.host_network import HostNetwork
 from gibil_bot.providers.local.init_client import InitClient, SpawnFailed
+from gibil_bot.providers.local.layers import LayerStore, close_all
 from gibil_bot.providers.local.limits import FILES_PER_MB, Groups, Limits, share_of_processors
 from gibil_bot.providers.local.mounts import SpawnRequest
 from gibil_bot.providers.local.outbound import RefusalLog
-from gibil_bot.providers.local.paths import LocalPaths, clear_dead_machine
+from gibil_bot.providers.local.paths import LocalPaths, await_dead_machine, clear_dead_machine
 from gibil_bot.providers.local.relay import forward
 from gibil_bot.providers.local.route import PROXY
 from gibil_bot.providers.local.usage_poller import (
@@ -83,13 +84,23 @@ class MachineContext:
     images: Images
     later: Callable[..., None]
     """Runs a function with its arguments in a thread; nothing but the daemon's end waits for it."""
+    layers: LayerStore
 
 
 class ManagedMachine:
     """A machine of `spec`. `on_lost` is called with its name when its PID 1 ends although `destroy` wasn't called."""
 
-    def __init__(self, context: MachineContext, spec: MachineSpec, limits: Limits, on_lost: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        context: MachineContext,
+        spec: MachineSpec,
+        limits: Limits,
+        on_lost: Callable[[str], None],
+        chain: Sequence[str] = (),
+    ) -> None:
+        """`chain`: the layers below it, uppermost first."""
         self._context, self.spec, self._limits, self._on_lost = context, spec, limits, on_lost
+        self._chain = chain
         self._destroying = False
         self._number: int | None = None
         self._init_pid = 0
@@ -126,6 +137,10 @@ class ManagedMachine:
         return self._limits.memory_mb
 
     @property
+    def disk_in_memory(self) -> bool:
+        return self._limits.disk_in_memory
+
+    @property
     def image_mb(self) -> int | None:
         """Size of its disk, if that is an image."""
         return self._limits.disk_mb if self._image is not None else None
@@ -160,6 +175,7 @@ class ManagedMachine:
             "listeners": listeners,
             "allowed": allowed_networks(spec.egress_allow),
             "base": 0,
+            "layers": [],
         }
         self._make_folder()
         if not self._limits.disk_in_memory:
@@ -172,8 +188,14 @@ class ManagedMachine:
         warm = asyncio.get_running_loop().run_in_executor(None, context.groups.warm)
         ours, other_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._init_client = InitClient(ours, self._hung_up)
-        with other_end:
-            self._number, spawned = await context.link.spawn(request, other_end, self._image.mount if self._image else None)
+        lower = await asyncio.to_thread(context.layers.open, self._chain) if self._chain else []
+        request["layers"] = [{"id": one.id, "base": one.base, "mounted": one.mount is not None} for one in lower]
+        disks = [*([self._image.mount] if self._image else []), *(one.mount for one in lower if one.mount is not None)]
+        try:
+            with other_end:
+                self._number, spawned = await context.link.spawn(request, other_end, disks)
+        finally:
+            close_all(lower)
         # PID 1 is being set up meanwhile.
         await load_ssh_server()
         from gibil_bot.providers.local.ssh_server import MachineSSHServer
@@ -210,6 +232,7 @@ class ManagedMachine:
             expires_at=expires_at,
             endpoint=Endpoint(host_key=public, unix_path=path),
             labels=spec.labels,
+            layer=spec.layer,
         )
         (self.folder / "machine.json").write_bytes(msgspec.json.encode(machine))
         return machine
@@ -231,6 +254,32 @@ class ManagedMachine:
 
     async def destroy(self) -> None:
         """Destroy the machine; returns when every process is dead and the folder is in the trash."""
+        await self._end()
+        image, self._image = self._image, None
+        await asyncio.to_thread(self._clear)
+        self._context.later(self._unmount, image)
+
+    async def become_layer(self, layer_id: str, base_tree: str) -> LayerInfo:
+        """End the machine and make its disk a layer; the rest of it is left for `destroy`. Raises OSError, ProviderError."""
+        await self._end()
+        size_mb = 0
+        if self._image is None:
+            most = self._limits.disk_mb * FILES_PER_MB
+            tree = await self._context.link.measure(str(self.folder / "disk"), most, _MEASURE_CPU_S)
+            size_mb = tree.kb // 1024 if tree is not None else self._disk_seen_mb
+        return await asyncio.to_thread(self._give_disk, layer_id, base_tree, size_mb)
+
+    def _give_disk(self, layer_id: str, base_tree: str, size_mb: int) -> LayerInfo:
+        if not await_dead_machine(self._context.paths, self.spec.name):
+            raise ProviderError(
+                f"machine {self.spec.name}: its processes don't end; destroy it: gibil destroy {self.spec.name}"
+            )
+        info = self._context.layers.adopt(layer_id, self.folder, self._image or size_mb, self.spec.layer, base_tree)
+        self._image = None
+        return info
+
+    async def _end(self) -> None:
+        """Kill every process of the machine and stop serving it."""
         self._destroying = True
         for task in self._tasks:
             task.cancel()
@@ -243,9 +292,6 @@ class ManagedMachine:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._measuring is not None:
             self._measuring.cancel()
-        image, self._image = self._image, None
-        await asyncio.to_thread(self._clear)
-        self._context.later(self._unmount, image)
 
     async def usage(self) -> Usage:
         """Return the values that are compared with the limits. Raises ProviderError."""

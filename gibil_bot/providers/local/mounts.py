@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from typing import TypedDict
 
 from gibil_bot.providers.local import proxy_settings
@@ -18,6 +19,16 @@ _HOSTS = "127.0.0.1 localhost\n127.0.1.1 {name}\n::1 localhost ip6-localhost ip6
 _TERMINALS = 256
 """Terminals of a machine. The host has 4096 for all users (kernel.pty.max)."""
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+
+
+class LayerRequest(TypedDict):
+    """A read-only layer below the machine's disk."""
+
+    id: str
+    base: int
+    """The first host uid of its owners, with privilege `root` only."""
+    mounted: bool
+    """It is an image, whose detached mount is passed as a descriptor; otherwise it is a folder."""
 
 
 class SpawnRequest(TypedDict):
@@ -47,6 +58,8 @@ class SpawnRequest(TypedDict):
     """IPv4 networks that the operator allows, with a port or None for all (route.py)."""
     base: int
     """The first host uid of the machine's range, with privilege `root` only."""
+    layers: list[LayerRequest]
+    """Uppermost first."""
 
 
 class Stage:
@@ -55,10 +68,10 @@ class Stage:
     now = "starting"
 
 
-def mount_points(folder: str, overlays: int) -> None:
+def mount_points(folder: str, overlays: int, layers: int = 0) -> None:
     """Create the mount points in memory, because creating and removing directories on a busy disk takes milliseconds each."""
     sc.mount("mnt", f"{folder}/mnt", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=711,size=64k")
-    for name in ("root", *(str(number) for number in range(overlays))):
+    for name in ("root", *(str(number) for number in range(overlays)), *(f"layer{number}" for number in range(layers))):
         os.mkdir(f"{folder}/mnt/{name}", 0o711)
 
 
@@ -79,21 +92,55 @@ def mount_overlays(request: SpawnRequest, *, has_route: bool) -> None:
         proxy_settings.write(f"{folder}/disk/upper0")
     base_tree = request["base_tree"]
     as_root = request["privilege"] == "root"
-    _overlay(folder, 0, f"{folder}/mnt/0" if as_root else f"{base_tree}/root", f"{folder}/mnt/root")
+    root = f"{folder}/mnt/root"
+    lower = f"{folder}/mnt/0" if as_root else f"{base_tree}/root"
+    _overlay(folder, 0, ":".join((*_layers(request, 0), lower)), root)
     for number, (path, optional) in enumerate(request["pieces"], start=1):
         lower = f"{folder}/mnt/{number}" if as_root else f"{base_tree}/trees{path}:{_escaped(path)}"
-        target = f"{folder}/mnt/root{path}"
         try:
-            if optional and not os.path.isdir(target):
-                os.makedirs(target)
-            _overlay(folder, number, lower, target)
+            target = real_directory(root, path, create=optional)
+            _overlay(folder, number, ":".join((*_layers(request, number), lower)), target)
         except OSError:
             if not optional:
                 raise
-    if as_root and ("/usr", False) in request["pieces"]:
+    # Layers have the file already, unless their tasks removed it.
+    if as_root and ("/usr", False) in request["pieces"] and not request["layers"]:
         write_file(f"{folder}/mnt/root/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", os.O_CREAT, 0o755)
     if request["python"]:
         _show_python(request, *request["python"])
+
+
+def real_directory(root: str, path: str, *, create: bool = False) -> str:
+    """Return the directory at `path` in `root`. Raises OSError if it is missing, or if a part of it is not a directory.
+
+    A layer was written by tasks: a symbolic link in it would lead out of `root`, to the host's files. Nothing changes the tree
+    while a machine is being created, so checking each part is enough.
+    """
+    at = root
+    for part in path.strip("/").split("/"):
+        at = f"{at}/{part}"
+        try:
+            mode = os.lstat(at).st_mode
+        except FileNotFoundError:
+            if not create:
+                raise
+            os.mkdir(at)
+            continue
+        if not stat.S_ISDIR(mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), at)
+    return at
+
+
+def _layers(request: SpawnRequest, number: int) -> list[str]:
+    """Return what the machine's layers have for one overlay, as far as they have anything."""
+    machine = f"machines/{request['name']}"
+    as_root = request["privilege"] == "root"
+    found = []
+    for index, layer in enumerate(request["layers"]):
+        disk = f"{machine}/mnt/layer{index}" if as_root else f"layers/{layer['id']}/disk"
+        if os.path.isdir(f"{disk}/upper{number}"):
+            found.append(f"{disk}/upper{number}")
+    return found
 
 
 def _overlay(folder: str, number: int, lower: str, target: str) -> None:
@@ -114,17 +161,20 @@ def _show_python(request: SpawnRequest, prefix: str, executable: str) -> None:
     root = f"machines/{request['name']}/mnt/root"
     number = 1 + len(request["pieces"])
     source = f"machines/{request['name']}/mnt/{number}" if request["privilege"] == "root" else prefix
-    os.makedirs(root + prefix, exist_ok=True)
+    real_directory(root, prefix, create=True)
     fd = sc.open_tree(source, recursive=request["privilege"] == "user")
     sc.mount_setattr(fd, sc.MOUNT_ATTR_RDONLY | sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV, recursive=True)
     sc.move_mount(fd, root + prefix)
     os.close(fd)
-    os.makedirs(f"{root}/usr/local/bin", exist_ok=True)
-    os.symlink(executable, f"{root}/usr/local/bin/python3")
+    if not request["layers"]:
+        os.makedirs(f"{root}/usr/local/bin", exist_ok=True)
+        os.symlink(executable, f"{root}/usr/local/bin/python3")
 
 
 def mount_system(request: SpawnRequest, root: str) -> None:
     """Mount /proc, /sys, /dev and /run, and forbid further user namespaces, in which jobs would have all capabilities."""
+    for name in ("proc", "sys", "dev", "run"):
+        real_directory(root, name)
     Stage.now = "mounting /proc"
     quiet = sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC
     sc.mount("proc", f"{root}/proc", "proc", quiet)

@@ -2,6 +2,7 @@
 
 <data dir>/local/      keeper.lock  starting.lock  keeper.json  keeper.log  skeleton-…/  machines/NAME/  disks/  causes/NAME
                        trash/  (folders of destroyed machines, see trash.py)
+                       layers/ID/
 machines/NAME/         lock (holds PID 1's pid)  machine.json  disk/  mnt/  disk.img
 <runtime dir>/KEY/     control.sock  <random>.sock     (an AF_UNIX path holds 107 bytes, see unix(7))
 """
@@ -58,8 +59,15 @@ class LocalPaths:
     def key(self) -> str:
         return hashlib.sha256(os.fsencode(self.local)).hexdigest()[:8]
 
+    @property
+    def layers(self) -> Path:
+        return self.local / "layers"
+
     def machine(self, name: str) -> Path:
         return self.machines / name
+
+    def layer(self, layer_id: str) -> Path:
+        return self.layers / layer_id
 
     def prepare(self) -> None:
         """Create the folders. Raises Unavailable if that fails."""
@@ -161,12 +169,24 @@ def clear_dead_machine(paths: LocalPaths, name: str) -> bool:
     folder = paths.machine(name)
     if not folder.is_dir():
         return True
+    with _dead(folder) as dead:
+        if dead:
+            discard(folder, paths.trash)
+        return dead
+
+
+def await_dead_machine(paths: LocalPaths, name: str) -> bool:
+    """Wait until no process of an ended machine can write to its folder; False if the machine still runs. Blocking."""
+    with _dead(paths.machine(name)) as dead:
+        return dead
+
+
+@contextlib.contextmanager
+def _dead(folder: Path) -> Iterator[bool]:
     with locked(folder / "lock", wait_s=5.0) as free:
-        if not free:
-            return False
-        _await_death(folder / "lock")
-        discard(folder, paths.trash)
-    return True
+        if free:
+            _await_death(folder / "lock")
+        yield free
 
 
 def _await_death(record: Path) -> None:

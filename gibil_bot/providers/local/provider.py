@@ -13,10 +13,11 @@ from datetime import datetime
 from pathlib import Path
 
 from gibil_bot.errors import MachineNotFound, ProviderError, UsageError
-from gibil_bot.model import Capabilities, Machine, MachineSpec, Refusals, SizeOffer, Usage
+from gibil_bot.model import Capabilities, LayerInfo, Machine, MachineSpec, Refusals, SizeOffer, Usage
 from gibil_bot.providers.local import daemon_start
 from gibil_bot.providers.local.control_protocol import Answer, ControlConnection, Request, Unanswered
 from gibil_bot.providers.local.end_causes import read_cause
+from gibil_bot.providers.local.layers import gone
 from gibil_bot.providers.local.limits import DISK_MB, NO_ROOM, SIZES_MB, Groups, find_hierarchies
 from gibil_bot.providers.local.paths import (
     PROTOCOL,
@@ -43,7 +44,7 @@ _ROOM_POLL_S = 0.5
 
 
 class LocalProvider:
-    """Implements ports.Provider, Explains, Filtering, Metered, Noticing and Offering.
+    """Implements ports.Provider, Explains, Filtering, Layering, Metered, Noticing and Offering.
 
     `daemon_idle_s`: how long a daemon that this provider starts runs without machines. `room_wait_s`: how long `create` waits
     for memory that is promised to other machines.
@@ -113,6 +114,9 @@ class LocalProvider:
             lambda: self._ask_started(request, tether=tether), retry_after_s=retry_after_s
         )
         assert answer.machine is not None
+        if answer.machine.layer != spec.layer and answer.done:  # a daemon of an earlier version doesn't know layers
+            await self._ask_or_clear(Request(verb="destroy", name=spec.name), only=spec.name)
+            raise gone(str(spec.layer), "the daemon of an earlier version still has machines")
         return answer.machine
 
     async def get(self, name: str) -> Machine | None:
@@ -150,6 +154,19 @@ class LocalProvider:
         answer = await self._ask_about(Request(verb="extend", name=name, expires_at=expires_at))
         assert answer.machine is not None
         return answer.machine
+
+    async def layers(self) -> list[LayerInfo]:
+        return (await self._ask_started(Request(verb="layers"))).layers
+
+    async def save_layer(self, name: str, layer_id: str) -> LayerInfo:
+        answer = await self._ask_about(Request(verb="save_layer", name=name, layer=layer_id))
+        if tether := self._tethers.pop(name, None):
+            await tether.close()
+        (info,) = answer.layers
+        return info
+
+    async def delete_layer(self, layer_id: str) -> bool:
+        return (await self._ask_started(Request(verb="delete_layer", layer=layer_id))).done
 
     async def destroy(self, name: str) -> bool:
         if creating := self._creating.get(name):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from msgspec.structs import replace
 
 from gibil_bot.errors import GibilError, MachineNotFound, NameTaken, ProviderError, UsageError
 from gibil_bot.limits import MACHINE_NAME, MACHINE_NAME_RULE
-from gibil_bot.model import Capabilities, Machine, MachineSpec, Refusals, Usage
+from gibil_bot.model import Capabilities, LayerInfo, Machine, MachineSpec, Refusals, Usage
+from gibil_bot.ports import LAYER_GONE
 from gibil_bot.providers.local import base_tree
 from gibil_bot.providers.local.control_protocol import Cause
 from gibil_bot.providers.local.diagnostics import explain
@@ -23,6 +25,7 @@ from gibil_bot.providers.local.end_causes import forget_cause, forget_old_causes
 from gibil_bot.providers.local.expiry import Expiry
 from gibil_bot.providers.local.fork_client import ForkClient
 from gibil_bot.providers.local.init_client import SpawnFailed
+from gibil_bot.providers.local.layers import LayerStore
 from gibil_bot.providers.local.limits import NO_ROOM, Groups, Limits, find_hierarchies, floor_mb, limits_of
 from gibil_bot.providers.local.managed_machine import MachineContext, ManagedMachine, load_ssh_server
 from gibil_bot.providers.local.paths import LocalPaths, clear_dead_machine, groups_prefix, own_privilege
@@ -51,6 +54,7 @@ class MachineRegistry:
         self._inherited = inherited
         self._groups = Groups(find_hierarchies(), groups_prefix(paths))
         self._images = Images(paths.local)
+        self._layers = LayerStore(paths, self._privilege)
         self._host_memory_mb = self._groups.host_memory_mb()
         self._deletion = BackgroundDeletion(paths.trash, self._empty_trash)
         self._unwritten_causes: dict[str, Cause] = {}
@@ -89,6 +93,7 @@ class MachineRegistry:
         if not self._machines:
             await asyncio.to_thread(forget_old_causes, self._paths)
             await asyncio.to_thread(remove_leftovers, self._paths.local)
+            await asyncio.to_thread(self._layers.load)
         for name in await asyncio.to_thread(self._found):
             if name not in self._machines:
                 async with self._locked(name):
@@ -137,13 +142,15 @@ class MachineRegistry:
                 runtime=self._runtime,
                 images=self._images,
                 later=self._in_background,
+                layers=self._layers,
             )
             if self._is_short_of_space():
                 await self._deletion.wait(_DELETION_S)
             self._check_room(spec.name, limits)
             forget_cause(self._paths, spec.name)
             self._unwritten_causes.pop(spec.name, None)
-            managed = self._machines[spec.name] = ManagedMachine(context, spec, limits, self._lost)
+            chain = self._layers.use(spec.name, spec.layer, base) if spec.layer is not None else ()
+            managed = self._machines[spec.name] = ManagedMachine(context, spec, limits, self._lost, chain)
             self._base_trees[spec.name] = base
             created_at = datetime.now(UTC)
             try:
@@ -151,6 +158,11 @@ class MachineRegistry:
             except SpawnFailed as failed:
                 self._forget(spec.name)
                 raise explain(failed, self._privilege, str(self._paths.data_dir)) from failed
+            except ProviderError as error:
+                self._forget(spec.name)
+                if error.code == LAYER_GONE:
+                    await self._drop(chain)
+                raise
             except OSError as error:
                 self._forget(spec.name)
                 raise ProviderError(f"cannot create machine {spec.name}: {error.strerror or error}") from error
@@ -163,6 +175,55 @@ class MachineRegistry:
             if self._ticking is None or self._ticking.done():
                 self._ticking = asyncio.get_running_loop().create_task(self._tick())
             return machine, True
+
+    # Layers
+
+    def layers(self) -> list[LayerInfo]:
+        return self._layers.infos()
+
+    async def save_layer(self, name: str, layer_id: str) -> LayerInfo:
+        """End the machine and make its disk a layer. Raises MachineNotFound, UsageError, ProviderError.
+
+        Repeated after it succeeded, it returns the layer.
+        """
+        async with self._locked(name):
+            if name not in self._machines and (saved := self._layers.info(layer_id)) is not None:
+                return saved
+            managed = self._existing(name)
+            self._layers.check_new(layer_id, managed.spec.layer)
+            if managed.disk_in_memory:
+                raise UsageError(f"the disk of machine {name} is in memory, so it can't become a layer; give it a larger disk")
+            base = self._base_trees[name]
+            try:
+                info = await managed.become_layer(layer_id, base)
+            except OSError as error:
+                raise ProviderError(f"the disk of machine {name} can't become a layer: {error.strerror or error}") from error
+            finally:
+                await managed.destroy()
+                self._forget(name)
+            self._in_background(self._seal, layer_id)
+            return info
+
+    def _seal(self, layer_id: str) -> None:
+        """Make a layer permanent. One that can't be is used until the daemon ends."""
+        try:
+            self._layers.seal(layer_id)
+        except OSError as error:
+            sys.stderr.write(f"layer {layer_id} is lost when the daemon ends: {error.strerror or error}\n")
+
+    async def delete_layer(self, layer_id: str) -> bool:
+        """Delete a layer; False if it doesn't exist. Raises ProviderError with code IN_USE."""
+        delete = self._layers.remove(layer_id)
+        if delete is None:
+            return False
+        self._in_background(delete)
+        return True
+
+    async def _drop(self, chain: Sequence[str]) -> None:
+        """Delete unusable layers as far as nothing uses them."""
+        for layer_id in chain:
+            with contextlib.suppress(ProviderError):
+                await self.delete_layer(layer_id)
 
     def _in_background(self, work: Callable[..., None], *arguments: object) -> None:
         """Run the work in a thread; only `close` waits for it."""
@@ -349,6 +410,7 @@ class MachineRegistry:
         await self._deletion.wait(_END_S)
         await self._deletion.stop()
         await asyncio.to_thread(self._images.close)
+        await asyncio.to_thread(self._layers.close)
         await self._link.stop()
 
     @contextlib.asynccontextmanager
@@ -377,7 +439,9 @@ class MachineRegistry:
             async with self._base_tree_lock:
                 if not folder.is_dir():
                     await asyncio.to_thread(base_tree.build, folder, self._privilege, layout, settings)
-                    await asyncio.to_thread(self._remove_base_trees, {name, *self._base_trees.values()})
+                    needed = {name, *self._base_trees.values()}
+                    await asyncio.to_thread(self._remove_base_trees, needed)
+                    await self._drop(self._layers.outdated(needed))
         return name
 
     def _remove_base_trees(self, needed: set[str]) -> None:
@@ -412,6 +476,7 @@ class MachineRegistry:
 
     def _forget(self, name: str) -> None:
         self._machines.pop(name, None)
+        self._layers.release(name)
         self._base_trees.pop(name, None)
         _expiry, handle = self._expiries.pop(name, (None, None))
         if handle:

@@ -15,6 +15,7 @@ import select
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from typing import NoReturn
 
 from gibil_bot.providers.local import init, mounts, route, seccomp
@@ -35,12 +36,12 @@ _ISOLATION = sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWUTS | sc.CLONE_NEWIP
 
 
 def enter(
-    request: SpawnRequest, control: socket.socket, go: int, report: int, keep: tuple[int, ...], disk: int | None = None
+    request: SpawnRequest, control: socket.socket, go: int, report: int, keep: tuple[int, ...], disks: Sequence[int] = ()
 ) -> NoReturn:
     """Run the first child: enter the namespaces, fork PID 1, report its pid, and exit.
 
     `go` is readable once this process has ended. `keep`: descriptors of locks, which stay open as long as the machine exists.
-    `disk`: the detached mount of an image.
+    `disks`: detached mounts: of the machine's disk if that is an image, then of the layers that are images.
     """
     try:
         Stage.now = "setting limits"
@@ -52,7 +53,7 @@ def enter(
         os.sched_setaffinity(0, request["cpus"])
         os.chdir(request["local"])
         if request["privilege"] == "root":
-            _enter_as_root(request, disk)
+            _enter_as_root(request, list(disks))
         else:
             _enter_as_user()
         # Not earlier: the kernel stores the limit with which a user namespace was created, and compares it with *all* processes
@@ -88,7 +89,7 @@ def become_owner(isolation: int = 0) -> None:
     write_file("/proc/self/gid_map", f"0 {gid} 1")
 
 
-def _enter_as_root(request: SpawnRequest, disk: int | None) -> None:
+def _enter_as_root(request: SpawnRequest, disks: list[int]) -> None:
     """Enter as root. The file systems are mounted first, because only root of the host may create idmapped mounts."""
     Stage.now = "creating a user namespace"
     namespace = _user_namespace(request["base"])
@@ -96,13 +97,15 @@ def _enter_as_root(request: SpawnRequest, disk: int | None) -> None:
     Stage.now = "entering a mount namespace"
     sc.unshare(sc.CLONE_NEWNS)
     sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
-    if disk is not None:
+    if request["disk"] == "image":
         Stage.now = "mounting the machine's disk"
+        disk = disks.pop(0)
         sc.move_mount(disk, f"{folder}/disk")
         os.close(disk)
     os.chown(f"{folder}/disk", request["base"], request["base"])
     Stage.now = "mounting idmapped file systems"
-    mounts.mount_points(folder, overlays=len(request["pieces"]) + 2)
+    mounts.mount_points(folder, overlays=len(request["pieces"]) + 2, layers=len(request["layers"]))
+    _mount_layers(request, folder, disks)
     sources = [(f"{request['base_tree']}/root", False), *request["pieces"]]
     if request["python"]:
         sources.append((request["python"][0], False))
@@ -126,8 +129,26 @@ def _enter_as_root(request: SpawnRequest, disk: int | None) -> None:
     sc.unshare(_ISOLATION)
 
 
-def _user_namespace(base: int) -> int:
-    """Return a descriptor of a user namespace that maps 0..65535 to base… A child enters it for a moment to create it."""
+def _mount_layers(request: SpawnRequest, folder: str, disks: list[int]) -> None:
+    """Mount the layers read-only, with their owners mapped from the uids of the machine that wrote them to this one's."""
+    namespaces: dict[int, int] = {}
+    for number, layer in enumerate(request["layers"]):
+        fd = disks.pop(0) if layer["mounted"] else sc.open_tree(f"layers/{layer['id']}/disk")
+        attributes = sc.MOUNT_ATTR_NODEV | sc.MOUNT_ATTR_RDONLY
+        if layer["base"] == request["base"]:
+            sc.mount_setattr(fd, attributes)
+        else:
+            if layer["base"] not in namespaces:
+                namespaces[layer["base"]] = _user_namespace(request["base"], first=layer["base"])
+            sc.mount_setattr(fd, attributes | sc.MOUNT_ATTR_IDMAP, user_namespace=namespaces[layer["base"]])
+        sc.move_mount(fd, f"{folder}/mnt/layer{number}")
+        os.close(fd)
+    for namespace in namespaces.values():
+        os.close(namespace)
+
+
+def _user_namespace(base: int, *, first: int = 0) -> int:
+    """Return a descriptor of a user namespace that maps first… to base… A child enters it for a moment to create it."""
     ready_read, ready_write = os.pipe()
     done_read, done_write = os.pipe()
     pid = os.fork()
@@ -146,7 +167,7 @@ def _user_namespace(base: int) -> int:
         if status:
             raise OSError(status, f"unshare(CLONE_NEWUSER): {os.strerror(status)}")
         for ids in ("uid_map", "gid_map"):
-            write_file(f"/proc/{pid}/{ids}", f"0 {base} {IDS}")
+            write_file(f"/proc/{pid}/{ids}", f"{first} {base} {IDS}")
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY)
     finally:
         for fd in (ready_read, ready_write, done_read, done_write):

@@ -53,8 +53,9 @@ _KEYCTL_JOIN_SESSION_KEYRING = 1
 
 # Numbers since Linux 5.1 are the same for all architectures.
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
-_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
-_FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
+_FSOPEN, _FSCONFIG, _FSMOUNT, _FSPICK = 430, 431, 432, 433
+_FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE, _FSCONFIG_CMD_RECONFIGURE = 0, 1, 6, 7
+_FSPICK_CLOEXEC, _FSPICK_EMPTY_PATH = 1, 8
 _NUMBERS = {
     "x86_64": {"pivot_root": 155, "keyctl": 250, "kcmp": 312, "ioprio_set": 251, "set_mempolicy": 238},
     "aarch64": {"pivot_root": 41, "keyctl": 219, "kcmp": 272, "ioprio_set": 30, "set_mempolicy": 237},
@@ -122,10 +123,11 @@ def move_mount(fd: int, target: str) -> None:
     _check(done, f"move_mount to {target}")
 
 
-def mount_device(kind: str, device: str, flags: tuple[str, ...] = ()) -> int:
+def mount_device(kind: str, device: str, flags: tuple[str, ...] = (), attributes: int = 0) -> int:
     """Mount a block device detached (fsopen(2), fsmount(2)); returns a directory descriptor.
 
-    The mount is in no mount table, and exists while the descriptor is open.
+    The mount is in no mount table, and exists while the descriptor is open. Of a device that is mounted with the same flags, it
+    is another mount of the same file system.
     """
     context = _check(_libc.syscall(_FSOPEN, kind.encode(), ctypes.c_uint(1)), f"fsopen {kind}")
     try:
@@ -134,10 +136,27 @@ def mount_device(kind: str, device: str, flags: tuple[str, ...] = ()) -> int:
         for command, key, value in (source, *options, (_FSCONFIG_CMD_CREATE, None, None)):
             done = _libc.syscall(_FSCONFIG, context, ctypes.c_uint(command), key, value, 0)
             _check(done, f"mount {kind} from {device} ({key.decode() if key else 'create'})")
-        attributes = ctypes.c_uint(MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)
-        return _check(_libc.syscall(_FSMOUNT, context, ctypes.c_uint(1), attributes), f"fsmount {kind}")
+        all_attributes = ctypes.c_uint(MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | attributes)
+        return _check(_libc.syscall(_FSMOUNT, context, ctypes.c_uint(1), all_attributes), f"fsmount {kind}")
     finally:
         os.close(context)
+
+
+def make_read_only(mount: int) -> None:
+    """Write all data of the mounted file system to its device, and reject further writes (fspick(2))."""
+    flags = ctypes.c_uint(_FSPICK_CLOEXEC | _FSPICK_EMPTY_PATH)
+    context = _check(_libc.syscall(_FSPICK, mount, b"", flags), "fspick")
+    try:
+        for command, key in ((_FSCONFIG_SET_FLAG, b"ro"), (_FSCONFIG_CMD_RECONFIGURE, None)):
+            done = _libc.syscall(_FSCONFIG, context, ctypes.c_uint(command), key, None, 0)
+            _check(done, "making a file system read-only")
+    finally:
+        os.close(context)
+
+
+def syncfs(fd: int) -> None:
+    """Write all data of the file system of an open file to its device (syncfs(2))."""
+    _check(_libc.syncfs(fd), "syncfs")
 
 
 def prctl(option: int, *arguments: int | ctypes.Array[ctypes.c_char] | None) -> None:

@@ -1,0 +1,45 @@
+"""Scripts for machines that start from a prepared one, and for the machines that become one. No I/O."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+
+from gibil_bot.scripts.clone import WORKSPACE
+from gibil_bot.scripts.templates import script, text
+
+_TREE = re.compile(r"tree ([0-9a-f]{40,64})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """What a machine is like after its preparation."""
+
+    tree: str
+    """The id of all files of the commit; empty if the machine is busy."""
+    busy: bool
+    """Processes run on it, which would be ended."""
+    built: bool
+    """Preparing built something from the project's own files, as far as that can be seen."""
+
+
+def begin_script() -> str:
+    """Return a script that removes what an earlier run left for itself. Safe to repeat before the first task."""
+    return text("prepared_begin")
+
+
+def leave_script(workspace: str = WORKSPACE) -> str:
+    """Return a script that checks a prepared machine and, unless it is busy, cleans its disk; `parse_left` reads its output."""
+    return script("prepared_leave", WORKSPACE=shlex.quote(workspace))
+
+
+def parse_left(output: bytes) -> Left | None:
+    """Return the result of `leave_script`; None if the machine printed anything else."""
+    lines = output[:4096].decode("ascii", "replace").split("\n")
+    if lines == ["busy", ""]:
+        return Left(tree="", busy=True, built=False)
+    match = _TREE.fullmatch(lines[0])
+    if match is None or lines[1:] not in ([""], ["built", ""]):
+        return None
+    return Left(tree=match[1], busy=False, built="built" in lines)

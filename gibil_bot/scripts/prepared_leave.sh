@@ -1,0 +1,50 @@
+# shellcheck shell=sh
+# Before the disk of a prepared machine is stored: prints `tree ID`, the id of all files of the commit; `busy` if processes run that
+# would be ended; and `built` if preparing built something from the project's own files, so that it fits no other commit. Then it
+# removes what only this run needs.
+
+cd @WORKSPACE@ || exit 1
+tree=$(git rev-parse -q --verify 'HEAD^{tree}') || exit 1
+
+# Prints the processes outside this session, except PID 1.
+others() {
+    own=$(session_of "$$")
+    for process in /proc/[0-9]*; do
+        pid=${process#/proc/}
+        test "$pid" -ne 1 && session=$(session_of "$pid") && test "$session" != "$own" && echo "$pid"
+    done
+    true
+}
+# The command's name, which may contain spaces, ends at the last parenthesis: `PID (NAME) STATE PPID PGRP SESSION …`.
+session_of() {
+    status=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
+    # shellcheck disable=SC2086  # split at spaces
+    set -- ${status##*)}
+    test "$1" != Z && echo "$4"
+}
+busy=
+for _ in 1 2 3 4 5; do
+    busy=$(others)
+    test -n "$busy" || break
+    sleep 0.2
+done
+test -z "$busy" || { echo "busy"; exit 0; }
+
+# What a package manager puts into a checkout depends on its manifests alone. Everything else may come from the project's files.
+built=$(git -c core.fsmonitor=false -c core.quotePath=true status --porcelain --ignored --untracked-files=normal |
+    grep -vE '^(\?\?|!!) "?([^"]*/)?(node_modules|\.venv|venv|__pycache__|[^/]*\.egg-info|\.yarn|\.pnp\.c?js|\.pnpm-store|package-lock\.json|yarn\.lock|pnpm-lock\.yaml|uv\.lock)/?"?$')
+# Python: the project itself, unless it is installed as a link to its folder.
+for url in "$HOME"/.gibil/venv/lib/python3*/site-packages/*.dist-info/direct_url.json \
+    .venv/lib/python3*/site-packages/*.dist-info/direct_url.json; do
+    test -f "$url" || continue
+    grep -qF "file://$PWD" "$url" || continue
+    if ! grep -qE '"editable": *true' "$url" || grep -qE '\.(so|pyd)[",]' "${url%/*}/RECORD"; then
+        built=yes
+    fi
+done
+echo "tree $tree"
+test -z "$built" || echo built
+
+rm -rf "$HOME/.gibil/jobs" "$HOME/.gibil"/source.*
+rm -f .git/gibil-commit
+: >"$HOME/.gibil/prepared"
