@@ -44,6 +44,7 @@ def test_the_host_field_of_http_is_read_without_its_port() -> None:
         b"SSH-2.0-OpenSSH_9.2\r\n",
         b"\0" * 100,
     ],
+    ids=lambda data: f"{len(data)} bytes",
 )
 def test_anything_ambiguous_names_no_host(data: bytes) -> None:
     first = read_first_bytes(data)
