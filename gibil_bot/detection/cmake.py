@@ -53,7 +53,7 @@ def facts(project: Project) -> Facts | None:
     if _tested_by_make(project):
         # installing takes longer than such a project's tests, and nothing here would run
         packages = []
-    return Facts(ecosystem="C and C++", tests=tuple(tests), packages=tuple(dict.fromkeys(packages)))
+    return Facts(ecosystem="C/C++", tests=tuple(tests), packages=tuple(dict.fromkeys(packages)))
 
 
 def _cmake(project: Project, rank: int) -> Candidate | None:

@@ -13,7 +13,7 @@ from gibil_bot.detection.values import quoted
 
 WANTED = ("go.mod", "go.work", ".go-version", *version_files.WANTED)
 
-_MODULES_FORM_TEAMS = 21
+_FLOOR_SINCE = 21
 """Since Go 1.21 the `go` directive is a floor that dependencies can't exceed, so that its minor version always suffices. Below,
 a newer release is the better choice: dependencies may need one, and the language is still that of the directive."""
 _NEWER = 24
@@ -55,10 +55,8 @@ def _go(project: Project) -> Runtime:
         for number, line in short_lines(project, path):
             if (found := _DIRECTIVE.match(line)) and (evidence is None or int(found[2]) > newest):
                 newest, evidence = int(found[2]), Evidence(path=path, line=number, text=" ".join(line.split("//")[0].split()))
-    minor = newest if newest >= _MODULES_FORM_TEAMS else _NEWER
-    accepts = tuple(
-        f"1.{each}" for each in range(max(newest, _MODULES_FORM_TEAMS), _MODULES_FORM_TEAMS + _RELEASES) if each != minor
-    )
+    minor = newest if newest >= _FLOOR_SINCE else _NEWER
+    accepts = tuple(f"1.{each}" for each in range(max(newest, _FLOOR_SINCE), _FLOOR_SINCE + _RELEASES) if each != minor)
     evidence = evidence or Evidence(path=project.first("go.mod", "go.work") or "go.mod")
     return Runtime(name="go", version=f"1.{minor}", accepts=accepts, evidence=evidence)
 

@@ -57,7 +57,9 @@ _TESTS_OTHERWISE = (
     "jest",
     "mocha",
 )
-_WATCHES = re.compile(r"\s(--watch(All)?|-w)(?![\w=:-])|\bvitest (watch|dev)\b")
+_WATCHES = re.compile(
+    r"\s--watch(All)?(?![\w=:-])|\b(mocha|tsc|jest|vitest|ava)\b[^&|;]{0,200}\s-w(?![\w=:-])|\bvitest (watch|dev)\b"
+)
 _BROWSER = re.compile(r"\b(karma|wdio|cypress|testcafe|web-test-runner|wtr|nightwatch|playwright)\b|ChromeHeadless")
 _HAS_BROWSER = 'test -n "${CHROME_BIN:-}" || command -v google-chrome chromium chromium-browser firefox >/dev/null'
 _RUNNERS = (
@@ -112,16 +114,27 @@ def facts(project: Project) -> Facts | None:
     runtimes = [node]
     if manager.name != "npm" and manager.program == manager.name:
         runtimes.append(Runtime(name=manager.name, version=manager.version, evidence=manager.evidence))
+    runtimes += _called(project, manifest, manager)
     return Facts(
         ecosystem="Node.js",
         runtimes=tuple(runtimes),
         steps=steps,
         tests=tests,
         linters=found_linters,
-        env=_environment(manager),
+        env=_environment(manifest, manager),
         caches=_caches(manager),
         problems=tuple(problem for path in ("package.json", "pnpm-workspace.yaml") if (problem := project.problems.get(path))),
     )
+
+
+def _called(project: Project, manifest: dict[str, Any], manager: Manager) -> Iterator[Runtime]:
+    """Yield other package managers that the scripts call."""
+    for name in ("pnpm", "yarn", "bun"):
+        for script, text in table(manifest.get("scripts")).items():
+            if name != manager.name and isinstance(text, str) and re.search(rf"(^|&& *|; *){name} (?!add|publish)", text):
+                words = f"{shown(script)}: {shown(text)}"
+                yield Runtime(name=name, optional=True, evidence=project.evidence("package.json", f'"{script}"', words))
+                break
 
 
 # Which Node.js
@@ -501,12 +514,16 @@ def _build_first(project: Project, scripts: dict[str, str], test: str, manager: 
 # Environment
 
 
-def _environment(manager: Manager) -> dict[str, str]:
+def _environment(manifest: dict[str, Any], manager: Manager) -> dict[str, str]:
     env = {"COREPACK_ENABLE_DOWNLOAD_PROMPT": "0"}
     if manager.name == "npm":
         env["npm_config_update_notifier"] = "false"
     elif manager.berry:
         env["YARN_ENABLE_TELEMETRY"] = "0"
+    depends = {**table(manifest.get("dependencies")), **table(manifest.get("devDependencies"))}
+    if "cypress" in depends and not re.search(r"\bcypress\b", string(table(manifest.get("scripts")).get("test"))):
+        # the download is large, from a server that machines often can't reach, and a failure fails the installation
+        env["CYPRESS_INSTALL_BINARY"] = "0"
     return env
 
 

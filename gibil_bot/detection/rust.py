@@ -13,6 +13,10 @@ from gibil_bot.detection.values import shown, string, table
 WANTED = ("Cargo.toml", "rust-toolchain.toml", "rust-toolchain", *version_files.WANTED, *ci_hints.WANTED)
 
 RANK = 50
+_PLAIN = re.compile(
+    r"cargo test(?: --(?:all|all-features|workspace|locked|all-targets|lib|tests)|"
+    r" --(?:features|exclude|package)[ =][\w,/-]{1,100}){0,9}"
+)
 _CHANNEL = re.compile(r"\d{1,4}(\.\d{1,4}){1,2}|(?P<name>nightly|beta)(-\d{4}-\d{2}-\d{2})?")
 
 
@@ -20,42 +24,38 @@ def facts(project: Project) -> Facts | None:
     if not project.has("Cargo.toml"):
         return None
     manifest = project.toml("Cargo.toml")
-    workspace = table(manifest.get("workspace"))
-    # `default-members` is a project's own choice of what `cargo test` means
-    everything = "workspace" in manifest and "default-members" not in workspace
-    evidence = project.evidence("Cargo.toml", "[workspace" if everything else "[package", "workspace" if everything else "")
-    locked = project.has("Cargo.lock")
+    lock = project.first("Cargo.lock")
+    manifests = [path for path in sorted(project.paths) if path.rsplit("/", 1)[-1] in ("Cargo.toml", "Cargo.lock")]
+    fetch = Step(
+        run="cargo fetch --locked" if lock else "cargo fetch",
+        evidence=Evidence(path=lock or "Cargo.toml"),
+        inputs=tuple(manifests[:100]),
+    )
     return Facts(
         ecosystem="Rust",
         runtimes=(_rust(project),),
-        steps=(
-            Step(
-                run="cargo fetch --locked" if locked else "cargo fetch",
-                evidence=Evidence(path="Cargo.lock" if locked else "Cargo.toml"),
-                inputs=tuple(path for path in sorted(project.paths) if path.rsplit("/", 1)[-1] in ("Cargo.toml", "Cargo.lock"))[
-                    :100
-                ],
-            ),
-        )
-        if _depends(project, manifest)
-        else (),
-        tests=(
-            Candidate(
-                run="cargo test --workspace" if everything else "cargo test",
-                evidence=evidence,
-                needs=("cargo",),
-                rank=RANK if is_only(project, "Cargo.toml") or _tested(project) else LAST_RESORT,
-            ),
-        ),
+        steps=(fetch,) if _depends(project, manifest) else (),
+        tests=(_test(project, manifest),),
         linters=linters.rust(project),
         caches=("~/.cargo/registry", "~/.cargo/git"),
         problems=tuple(problem for path in ("Cargo.toml", "rust-toolchain.toml") if (problem := project.problems.get(path))),
     )
 
 
-def _tested(project: Project) -> bool:
-    """Return whether the CI calls `cargo test`; a package that extends another language often can't be tested like that."""
-    return any(command.run.startswith("cargo test") for command in ci_hints.commands(project))
+def _test(project: Project, manifest: dict[str, object]) -> Candidate:
+    """Return `cargo test` with the features that the CI's first call of it names: without them some packages don't compile."""
+    # `default-members` is a project's own choice of what `cargo test` means
+    everything = "workspace" in manifest and "default-members" not in table(manifest["workspace"])
+    usual = "cargo test --workspace" if everything else "cargo test"
+    tested = [command for command in ci_hints.commands(project) if command.run.startswith("cargo test") and not command.folder]
+    # a package that extends another language often can't be tested like that
+    rank = RANK if is_only(project, "Cargo.toml") or tested else LAST_RESORT
+    fitting = [command for command in tested if _PLAIN.fullmatch(command.run)]
+    if fitting and not any(command.run in ("cargo test", usual) for command in fitting):
+        command = fitting[0]
+        return Candidate(run=command.run, evidence=command.evidence(), needs=("cargo",), rank=rank)
+    evidence = project.evidence("Cargo.toml", "[workspace" if everything else "[package", "workspace" if everything else "")
+    return Candidate(run=usual, evidence=evidence, needs=("cargo",), rank=rank)
 
 
 def _rust(project: Project) -> Runtime:

@@ -324,12 +324,53 @@ def test_a_language_that_extends_another_ones_package_is_the_last_resort() -> No
     assert extension.tests[0].rank >= 80
 
 
+@pytest.mark.parametrize(
+    ("enforced", "version", "accepted", "rejected"),
+    [("[17,22)", "17", "21", "22"), ("[21,)", "21", "25", "17"), ("(,11]", "11", None, "17"), ("1.8", "17", "21", "99")],
+)
+def test_java_is_a_version_that_maven_enforces(enforced: str, version: str, accepted: str | None, rejected: str) -> None:
+    rule = f"<requireJavaVersion><version>{enforced}</version></requireJavaVersion>"
+    found = java.facts(project({"pom.xml": f"<maven.compiler.release>8</maven.compiler.release>{rule}"}))
+    assert found is not None
+    chosen = found.runtimes[0]
+    assert chosen.version == version
+    assert accepted is None or accepted in chosen.accepts
+    assert rejected not in (chosen.version, *chosen.accepts)
+
+
+def test_a_newer_go_of_the_machine_will_do_and_an_older_one_wont() -> None:
+    found = go.facts(project({"go.mod": "module a\ngo 1.22\n"}))
+    assert found is not None
+    assert "1.25" in found.runtimes[0].accepts
+    assert "1.21" not in found.runtimes[0].accepts
+
+
+@pytest.mark.parametrize(
+    ("runs", "command"),
+    [
+        (["cargo test --all-features", "cargo test --locked"], "cargo test --all-features"),
+        (
+            ["cargo test --features 'a b'", "cargo test --no-run", "cargo test $(id)", "cargo test; id"],
+            "cargo test --workspace",
+        ),
+        (["cargo test --features a,b/c --exclude d"], "cargo test --features a,b/c --exclude d"),
+        (["cargo test --all-features", "cargo test --workspace"], "cargo test --workspace"),
+        (["cargo test --target wasm32-unknown-unknown"], "cargo test --workspace"),
+    ],
+)
+def test_cargo_tests_the_features_that_the_ci_tests(runs: list[str], command: str) -> None:
+    found = rust.facts(project({"Cargo.toml": "[workspace]\n", CI: workflow(*runs)}))
+    assert found is not None
+    assert found.tests[0].run == command
+
+
 def test_extensions_of_php_become_packages() -> None:
-    manifest = '{"require": {"ext-json": "*", "ext-dom": "*", "ext-intl": "*", "ext-pdo_mysql": "*", "ext-made-up; id": "*"}}'
+    names = ("json", "dom", "intl", "pdo_mysql", "made-up; id", "inhouse")
+    manifest = json.dumps({"require": {f"ext-{name}": "*" for name in names}})
     found = php.facts(project({"composer.json": manifest}))
     assert found is not None
-    assert {"php-intl", "php-mysql", "php-xml"} <= set(found.packages)
-    assert all(package.startswith("php-") or package == "unzip" for package in found.packages)
+    usual = {"php-cli", "php-mbstring", "php-xml", "php-curl", "php-zip", "unzip"}
+    assert set(found.packages) == usual | {"php-intl", "php-mysql"}
 
 
 def test_a_version_of_the_ci_is_chosen_where_java_leaves_it_open() -> None:
@@ -395,6 +436,9 @@ def test_workflows_that_dont_test_are_not_evidence() -> None:
     text = workflow("npm install --force")
     found = ci_hints.commands(project({".github/workflows/release.yml": text, ".github/workflows/docs.yaml": text}))
     assert found == ()
+    lint = project({".github/workflows/lint.yml": text})
+    assert ci_hints.commands(lint) == ()
+    assert [each.run for each in ci_hints.commands(lint, linting=True)] == ["npm install --force"]
 
 
 KEYS = st.sampled_from(

@@ -379,6 +379,36 @@ def test_scripts_that_need_a_browser_are_left_out_only_on_a_machine_without_one(
     assert "without test:browser" in rest.evidence.text
 
 
+def test_a_browser_that_the_tests_dont_use_isnt_downloaded() -> None:
+    manifest: dict[str, Any] = {"devDependencies": {"cypress": "13"}, "scripts": {"test": "jest"}}
+    assert facts({"package.json": manifest}).env["CYPRESS_INSTALL_BINARY"] == "0"
+    manifest["scripts"] = {"test": "cypress run"}
+    assert "CYPRESS_INSTALL_BINARY" not in facts({"package.json": manifest}).env
+
+
+def test_another_manager_that_a_script_calls_is_installed_if_possible() -> None:
+    scripts = {"test": "yarn build && jest", "build": "tsc", "release": "pnpm publish"}
+    found = facts({"package.json": {"scripts": scripts, "dependencies": {"a": "1"}}}, "package-lock.json")
+    assert [(each.name, each.optional) for each in found.runtimes] == [("node", False), ("yarn", True)]
+
+
+@pytest.mark.parametrize(
+    ("script", "chosen"),
+    [
+        ("mocha test -w", "npm run test:ci"),
+        ("tsc && jest --watchAll", "npm run test:ci"),
+        ("vitest dev", "npm run test:ci"),
+        ("npm test -w packages/a", "npm test"),
+        ("jest --watch=false", "npm test"),
+        ("jest --watchman", "npm test"),
+        ("vitest", "npm test"),
+    ],
+)
+def test_a_script_that_waits_for_changes_isnt_run(script: str, chosen: str) -> None:
+    found = facts({"package.json": {"scripts": {"test": script, "test:ci": "jest --ci"}}})
+    assert found.tests[0].shown == chosen
+
+
 def test_a_package_json_of_another_language_is_left_alone_unless_it_tests_or_lints() -> None:
     manifest: File = {"devDependencies": {"sass": "1"}}
     assert node.facts(project({"package.json": manifest}, "pyproject.toml")) is None
