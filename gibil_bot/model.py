@@ -307,6 +307,62 @@ class TaskPlan(Struct, frozen=True, kw_only=True):
     timeout_s: float = 3600.0
     continue_on_error: bool = False
     shell: str = "bash"
+    kind: str = "run"
+    """`prepare`: it installs what later tasks need, so its failure says nothing about the project's code. Otherwise `run`."""
+    detect: str = ""
+    """`test` or `lint`: tasks that are detected in the project's files on the machine replace this task. Empty: none do."""
+    tty: bool = False
+    """Its standard streams are a terminal."""
+
+
+class Checkout(Struct, frozen=True, kw_only=True):
+    """What of the repository is on the machine, in the terms of actions/checkout."""
+
+    depth: int = 0
+    """How many commits of the history; 0 is all of it."""
+    submodules: str = "false"
+    """false | true | recursive"""
+    lfs: bool = False
+    """Whether the files that Git LFS stores are downloaded."""
+    tags: bool = True
+    """Whether the tags that the commit can reach exist. Many projects derive their version from them."""
+
+
+class Cache(Struct, frozen=True, kw_only=True):
+    """Files that later runs of the same repository and trust may read, in the terms of actions/cache."""
+
+    path: tuple[str, ...]
+    """Absolute, below `~`, or relative to the checkout; with `*` and `**`, and `!` in front of paths to leave out."""
+    key: str
+    """May contain `${{ hashFiles('…') }}`, which only the machine can evaluate."""
+    restore_keys: tuple[str, ...] = ()
+    """Beginnings of keys, tried in this order if no cache has the key."""
+
+
+class Quote(Struct, frozen=True, kw_only=True):
+    """A command of the project's own CI."""
+
+    command: str
+    path: str
+    line: int | None = None
+
+
+class DetectedProject(Struct, frozen=True, kw_only=True):
+    """What was detected in the project's files, for the report. All texts are the project's or contain some of it."""
+
+    purpose: str
+    """test | lint"""
+    evidence: tuple[str, ...] = ()
+    """What would run and why, one line each."""
+    quotes: tuple[Quote, ...] = ()
+    suggestion: str = ""
+    """A `.gibil.yml` to start from."""
+    key_files: tuple[str, ...] = ()
+    """The manifests and lock files that decide what is installed."""
+    caches: tuple[str, ...] = ()
+    """Folders of download caches."""
+    problem: str | None = None
+    """Why nothing was detected."""
 
 
 class MachineResources(Struct, frozen=True, kw_only=True):
@@ -366,6 +422,10 @@ class Plan(Struct, frozen=True, kw_only=True):
     """The `github.*` of conditions: event_name, actor, sha, ref, head_ref, base_ref, repository, number …"""
     notes: tuple[str, ...] = ()
     """What planning decided or limited, for the report."""
+    checkout: Checkout = field(default_factory=Checkout)
+    caches: tuple[Cache, ...] = ()
+    detected: DetectedProject | None = None
+    """Set once the tasks of this plan were detected on the machine."""
 
 
 # --- runs ------------------------------------------------------------------------------------------------------

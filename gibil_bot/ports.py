@@ -30,6 +30,7 @@ from gibil_bot.model import (
     MachineSpec,
     NewRun,
     Notification,
+    Plan,
     Priority,
     PullRequest,
     Refusals,
@@ -352,6 +353,9 @@ class RunRecorder(Protocol):
 
     async def save_note(self, claim: Claim, note: str) -> None:
         """Replace `Run.note`."""
+
+    async def save_plan(self, claim: Claim, plan: Plan) -> None:
+        """Replace `Run.plan`, before the first task has run. The concurrency group remains the one with which it was queued."""
 
     async def save_task(self, claim: Claim, result: TaskResult) -> None:
         """Insert or replace the result of (machine_attempt, index)."""

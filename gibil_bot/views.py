@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
-from gibil_bot.model import Machine, Refusal, Refusals, Run, TaskResult
+from gibil_bot.model import DetectedProject, Machine, Plan, Refusal, Refusals, Run, TaskResult, TaskStatus
 
 _MOST_BLOCKED, _MOST_PORTS, _MOST_CHARACTERS = 10, 3, 800
 """Maximum number of endpoints, and of endpoints per host, in one sentence: a machine chooses their number and length."""
@@ -49,6 +49,38 @@ def _endpoint(refusal: Refusal) -> str:
     return f"[{refusal.host}]:{refusal.port}" if ":" in refusal.host else f"{refusal.host}:{refusal.port}"
 
 
+def failed_preparation(plan: Plan, results: Iterable[TaskResult]) -> TaskResult | None:
+    """Return the result of the first task that failed, if it was to prepare the others."""
+    for result in sorted(results, key=lambda result: result.index):
+        task = plan.tasks[result.index]
+        if result.status in (TaskStatus.FAILURE, TaskStatus.TIMED_OUT) and not task.continue_on_error:
+            return result if task.kind == "prepare" else None
+    return None
+
+
+def not_run(plan: Plan, results: Iterable[TaskResult]) -> str:
+    """Return what didn't run because the preparation failed, for people; empty if some of it did."""
+    if any(plan.tasks[result.index].kind != "prepare" and result.status is not TaskStatus.SKIPPED for result in results):
+        return ""
+    return {"test": "the tests", "lint": "the linters"}.get(plan.detected.purpose if plan.detected else "", "the other tasks")
+
+
+def quotes_view(detected: DetectedProject) -> list[tuple[str, str]]:
+    """Return the commands of the project's own CI, each with its position."""
+    return [(quote.command, f"{quote.path}:{quote.line}" if quote.line else quote.path) for quote in detected.quotes]
+
+
+def detected_view(detected: DetectedProject) -> dict[str, object]:
+    """Return what was detected as JSON. It contains parts of the project's files."""
+    return {
+        "purpose": detected.purpose,
+        "problem": detected.problem,
+        "evidence": list(detected.evidence),
+        "ci": [{"command": quote.command, "path": quote.path, "line": quote.line} for quote in detected.quotes],
+        "suggestion": detected.suggestion or None,
+    }
+
+
 def run_view(run: Run, results: Sequence[TaskResult]) -> dict[str, object]:
     """Return a run as JSON, without its output, which only readers of the check run may see."""
     return {
@@ -64,9 +96,11 @@ def run_view(run: Run, results: Sequence[TaskResult]) -> dict[str, object]:
         "started_at": timestamp(run.started_at),
         "finished_at": timestamp(run.finished_at),
         "machine_attempt": run.machine_attempt,
+        "preparation_failed": failed_preparation(run.plan, results) is not None,
         "tasks": [
             {
                 "name": result.name,
+                "kind": run.plan.tasks[result.index].kind,
                 "status": result.status.value,
                 "exit_status": result.exit_status,
                 "duration_s": result.duration_s,

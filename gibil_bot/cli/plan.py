@@ -161,7 +161,7 @@ def _when(plan: Plan, task: TaskPlan) -> str:
         )
     ]
     if runs_after == ["success"]:
-        return "runs"
+        return "runs; its tasks are detected in the project's files on the machine" if task.detect else "runs"
     if not runs_after:
         return f"skipped: if: {task.condition}"
     if "success" not in runs_after:

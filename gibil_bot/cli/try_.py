@@ -111,9 +111,10 @@ async def _run(settings: Settings, checkout: Checkout, workflow: str, inputs: di
             await factory.close()
     terminal.close(run, results)
     if as_json:
-        from gibil_bot.views import run_view
+        from gibil_bot.views import detected_view, run_view
 
-        print_json({**run_view(run, results), "note": run.note})
+        detected = detected_view(run.plan.detected) if run.plan.detected else None
+        print_json({**run_view(run, results), "note": run.note, "detected": detected})
     if conclusion.value == "cancelled":
         return 130
     return 0 if conclusion.value in ("success", "skipped", "neutral") else GibilError.exit_status
@@ -147,6 +148,8 @@ class Terminal:
                 self._print_line(self._paint.quiet(f"machine {event['machine']} is ready{took}"))
             case "cloned":
                 self._print_line(self._paint.quiet(f"code cloned{took}"))
+            case "detected":
+                self._print_line(self._paint.quiet(f"project read{took}"))
             case "task_started":
                 self._print_line(self._paint.bold(f"▶ {event['name']}"))
             case "task_finished":
@@ -170,6 +173,26 @@ class Terminal:
         for result in results:
             took = f"{result.duration_s:7.2f} s" if result.duration_s is not None else " " * 9
             self._print_line(f"  {result.name:<{width}}  {result.status.value:<9} {took}  {result.detail}".rstrip())
+        self._advise(run, results)
         verdict = run.conclusion.value if run.conclusion else "unknown"
         paint = self._paint.good if verdict in ("success", "skipped", "neutral") else self._paint.bad
         self._print_line(paint(f"{self._plan.workflow}: {verdict}"))
+
+    def _advise(self, run: Run, results: list[TaskResult]) -> None:
+        """Print the project's own CI and a `.gibil.yml`, if the project couldn't be prepared or nothing was detected."""
+        from gibil_bot.github.markdown import clean, line
+        from gibil_bot.views import failed_preparation, not_run, quotes_view
+
+        failed = failed_preparation(run.plan, results)
+        if failed is not None:
+            missing = not_run(run.plan, results)
+            so = f"; {missing} didn't run" if missing else ""
+            self._print_line(self._paint.bad(f"the preparation failed ({failed.name}){so}"))
+        detected = run.plan.detected
+        if detected is None or not (failed or (detected.problem and detected.purpose == "test")):
+            return
+        for command, place in quotes_view(detected)[:5]:
+            self._print_line(f"its CI runs {line(command, 500)} ({line(place)})")
+        if detected.suggestion:
+            self._print_line("a .gibil.yml to start from:\n")
+            self._print_line("\n".join(f"    {each}" for each in clean(detected.suggestion).splitlines()))

@@ -191,7 +191,7 @@ def _test_script(found: Combined, quotes: tuple[Quote, ...], suggestion: str) ->
 def _nothing(found: Combined, quotes: tuple[Quote, ...], suggestion: str) -> str:
     """Return the end of the script, for a machine on which no candidate can run."""
     problem = found.problem or f"none of the commands that were found to {found.purpose} this project can run on this machine"
-    if found.purpose == "lint":
+    if found.purpose == "lint" and found.problem is not None:
         reason = f"{problem}; add a target lint to a Makefile, a lint script to package.json, or a ruff.toml"
         return f'say {shlex.quote(reason)}\necho {shlex.quote(reason)} >"$GIBIL_NEUTRAL"\n'
     lines = [problem]

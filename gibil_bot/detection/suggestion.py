@@ -12,9 +12,8 @@ from gibil_bot.detection.detected import Quote
 from gibil_bot.detection.facts import Candidate
 from gibil_bot.detection.project import Project
 from gibil_bot.detection.python import VENV
+from gibil_bot.scripts.task_script import RUNTIMES
 
-_RUNTIMES = ("python", "node", "go")
-"""Those that `.gibil.yml` knows."""
 _VERSION = re.compile(r"[0-9]{1,4}(\.[0-9]{1,4}){0,2}")
 _PLAIN = re.compile(r"[A-Za-z./_](?:[!-~]| (?!#)|:(?=\S))*")
 _RESERVED = frozenset(("true", "false", "null", "yes", "no", "on", "off", "~"))
@@ -33,7 +32,7 @@ def from_facts(found: Combined) -> str:
         return ""
     lines: list[str] = []
     versions = {
-        each.name: each.version for each in found.runtimes if each.name in _RUNTIMES and _VERSION.fullmatch(each.version)
+        each.name: each.version for each in found.runtimes if each.name in RUNTIMES and _VERSION.fullmatch(each.version)
     }
     if versions:
         lines += ["runtime:", *(f"  {name}: {json.dumps(version)}" for name, version in versions.items())]
@@ -90,6 +89,8 @@ def _task(name: str, script: str, path: str) -> list[str]:
     lines = [f"  - name: {_scalar(name[:100])}"]
     if path != ".":
         lines.append(f"    working-directory: {_scalar(path)}")
+    if name.partition(" ")[0] == "install":
+        lines.append("    prepare: true")
     script = "\n".join(line.rstrip() for line in script.strip().splitlines())
     if "\n" not in script and len(script) <= _WIDEST and _is_plain(script):
         return [*lines, f"    run: {script}"]

@@ -24,7 +24,7 @@ from gibil_bot.model import (
     TaskResult,
     TaskStatus,
 )
-from gibil_bot.views import blocked_view, timestamp
+from gibil_bot.views import blocked_view, failed_preparation, not_run, quotes_view, timestamp
 
 CHECK_PREFIX = "gibil / "
 """Prefix of the names of our check runs, followed by the workflow's name."""
@@ -34,6 +34,8 @@ TITLE_LIMIT = 255
 TABLE_LIMIT = 20_000
 TAIL_LIMIT = 16_000
 SUMMARIES_LIMIT = 24_000
+SUGGESTION_LIMIT = 6_000
+QUOTES_SHOWN = 5
 
 _ICONS = {
     TaskStatus.PENDING: "▫️",
@@ -148,7 +150,14 @@ def _output(report: RunReport, conclusion: Conclusion | None) -> CheckRunOutput:
     return CheckRunOutput(
         title=line(_title(report, conclusion), TITLE_LIMIT) or "Working",
         summary=joined(
-            [_headline(report), *_notes(report), _table(report), _live(report, conclusion), _next_steps(report, conclusion)],
+            [
+                _headline(report),
+                *_notes(report),
+                _table(report),
+                *_advice(report, conclusion),
+                _live(report, conclusion),
+                _next_steps(report, conclusion),
+            ],
             OUTPUT_LIMIT,
         ),
         text=text or None,
@@ -164,6 +173,7 @@ def _comment_blocks(report: RunReport, conclusion: Conclusion | None) -> list[st
         _headline(report),
         *_notes(report),
         _table(report),
+        *_advice(report, conclusion),
         " ".join(part for part in (_next_steps(report, conclusion), link) if part),
         *_tails(report, TAIL_LIMIT // 2),
         *_summaries(report),
@@ -195,6 +205,11 @@ def _title(report: RunReport, conclusion: Conclusion | None) -> str:
             return "gibil itself failed, not your code" + (f": {run.note}" if run.note else "")
         case Conclusion.FAILURE | Conclusion.TIMED_OUT:
             name, result = bad[0]
+            if failed_preparation(run.plan, report.results) is not None:
+                act = "timed out" if result is not None and result.status is TaskStatus.TIMED_OUT else "failed"
+                missing = not_run(run.plan, report.results)
+                so = f"; {missing} didn't run" if missing else ""
+                return f"The preparation {act} ({line(name, 120)}){took}{so}"
             act = "timed out" if result is not None and result.status is TaskStatus.TIMED_OUT else "failed"
             others = f" and {count(len(bad) - 1, 'other task')}" if len(bad) > 1 else ""
             return f"{line(name, 120)}{others} {act}{took}"
@@ -274,6 +289,35 @@ def _row(report: RunReport, name: str, result: TaskResult | None) -> str:
     if not detail and result.exit_status:
         detail = f"exit status {result.exit_status}"
     return f"| {_ICONS[result.status]} | {code(name, in_table=True)} | {took} | {detail} |"
+
+
+def _advice(report: RunReport, conclusion: Conclusion | None) -> list[str]:
+    """Return what people need if the project couldn't be prepared, or nothing was detected: its own CI, and a `.gibil.yml`."""
+    plan = report.run.plan
+    detected = plan.detected
+    if conclusion not in (Conclusion.FAILURE, Conclusion.TIMED_OUT, Conclusion.NEUTRAL):
+        return []
+    blocks = []
+    prepared_badly = failed_preparation(plan, report.results) is not None
+    if prepared_badly:
+        missing = not_run(plan, report.results)
+        blocks.append(
+            "The **preparation** failed: what the project needs could not be installed."
+            + (f" {missing.capitalize()} didn't run, so this says nothing about the code." if missing else "")
+        )
+    if detected is None or not (prepared_badly or detected.problem):
+        return blocks
+    if detected.problem and not prepared_badly and conclusion is not Conclusion.NEUTRAL:
+        blocks.append(sentence(detected.problem[:1].upper() + detected.problem[1:] + "."))
+    quotes = [f"{code(command, 300)} ({code(place, 200)})" for command, place in quotes_view(detected)[:QUOTES_SHOWN]]
+    if len(quotes) == 1:
+        blocks.append(f"Its CI runs {quotes[0]}.")
+    elif quotes:
+        blocks.append("\n".join(["Its CI runs:", *(f"- {each}" for each in quotes)]))
+    if detected.suggestion and (shown := fenced(detected.suggestion, SUGGESTION_LIMIT)):
+        summary = "A <code>.gibil.yml</code> to start from: correct it, and commit it to the base branch"
+        blocks.append(f"<details><summary>{summary}</summary>\n\n{shown}\n\n</details>")
+    return blocks
 
 
 def _live(report: RunReport, conclusion: Conclusion | None) -> str:

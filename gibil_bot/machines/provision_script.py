@@ -83,7 +83,7 @@ def provision_script(source: CodeSource, variables: tuple[str, ...] = (), author
     tasks: tuple[Task, ...] = ()
     if file is not None:
         tasks = file.tasks
-        set_up = {"set up": set_up_script(file.runtime, file.packages), "services": services_script(file.services)}
+        set_up = {"set up": set_up_script(file.runtime or {}, file.packages or ()), "services": services_script(file.services)}
         parts += [_set_up(name, part) for name, part in set_up.items() if part is not None]
     parts.append(script("provision_ready", READY=READY))
     parts += [_call(number, task) for number, task in enumerate(tasks, start=1)]

@@ -19,13 +19,12 @@ _EVENTS_HERE = "workflows start by a command in a comment and on pull requests (
 _NO_ACTIONS_HERE = "actions aren't run here"
 _NO_ACTIONS = f"{_NO_ACTIONS_HERE}; write the commands under run"
 _NO_ARTIFACTS = "artifacts are not stored yet; print what matters, or write it to $GITHUB_STEP_SUMMARY"
-_NO_CACHES = "caches are not supported yet"
 _NO_MATRIX = "there is no matrix yet; write one workflow per version, or a loop in"
 _NO_OUTPUTS = "tasks have no outputs; write NAME=value to $GITHUB_ENV, and later tasks read $NAME"
 _NO_CREDENTIALS = "machines get no GitHub token"
 _REPORT_WITHOUT_TOKEN = f"{_NO_CREDENTIALS}; the report takes Markdown from $GITHUB_STEP_SUMMARY"
 _ONE_AFTER_ANOTHER = "tasks run one after another in the order of the file; remove it"
-_SERVICES = "services belong in the repository's .gibil.yml"
+_AT_THE_TOP = "belongs at the top of the file, next to tasks"
 
 WORKFLOW_KEYS: Mapping[str, str] = {
     "run-name": "a run has the name of its workflow; use name",
@@ -39,11 +38,7 @@ WORKFLOW_KEYS: Mapping[str, str] = {
     "needs": _ONE_AFTER_ANOTHER,
     "outputs": _NO_OUTPUTS,
     "environment": "there are no environments; list the names of the secrets under secrets",
-    "container": "tasks run on the machine itself; choose it under machine, and install programs with packages in .gibil.yml",
-    "services": _SERVICES,
-    "runtime": "runtime belongs in the repository's .gibil.yml",
-    "packages": "packages belong in the repository's .gibil.yml",
-    "cache": f"{_NO_CACHES}; remove it",
+    "container": "tasks run on the machine itself; choose it under machine, and install programs with packages",
     "artifacts": _NO_ARTIFACTS,
     "uses": "a task can use .gibil.yml; write it under tasks",
     "run": "write it as a task under tasks",
@@ -63,12 +58,15 @@ TASK_KEYS: Mapping[str, str] = {
     "matrix": f"{_NO_MATRIX} the script",
     "runs-on": "all tasks of a workflow run on one machine; describe it under the workflow's machine",
     "container": "tasks run on the machine itself; choose it under the workflow's machine",
-    "services": _SERVICES,
+    "services": f"it {_AT_THE_TOP}",
+    "runtime": f"it {_AT_THE_TOP}",
+    "packages": f"it {_AT_THE_TOP}",
+    "checkout": f"it {_AT_THE_TOP}",
     "environment": "there are no environments; list the names of the secrets under the workflow's secrets",
     "permissions": f"{_NO_CREDENTIALS}, so there is nothing to restrict; remove it",
     "secrets": "list the names of the secrets under the workflow's secrets; every task has them in its environment",
     "steps": "a task is one script; write each step as a task",
-    "cache": f"{_NO_CACHES}; remove it",
+    "cache": f"it {_AT_THE_TOP}",
     "artifacts": _NO_ARTIFACTS,
     "agent": "agent tasks are not supported yet; run the agent's program under run",
     "timeout": "write timeout-minutes",
@@ -82,11 +80,33 @@ REPOSITORY_KEYS: Mapping[str, str] = {
     **{
         name: WORKFLOW_KEYS[name]
         for name in (
-            "commit", "jobs", "steps", "strategy", "matrix", "needs", "container", "defaults", "permissions", "cache",
+            "commit", "jobs", "steps", "strategy", "matrix", "needs", "container", "defaults", "permissions",
             "artifacts", "runs-on",
         )
     },
 }  # fmt: skip
+CHECKOUT_KEYS: Mapping[str, str] = {
+    "fetch-depth": "its name here is depth",
+    "fetch-tags": "its name here is tags",
+    "repository": "the repository is the pull request's; clone another one in a task",
+    "ref": "the commit is the pull request's head; git checkout another one in a task",
+    "path": "the checkout is the folder in which tasks run; use working-directory",
+    "token": f"{_NO_CREDENTIALS}; submodules and files of Git LFS are fetched without",
+    "ssh-key": f"{_NO_CREDENTIALS}; submodules and files of Git LFS are fetched without",
+    "persist-credentials": f"{_NO_CREDENTIALS}; remove it",
+    "clean": "the checkout of a new machine is always clean; remove it",
+    "filter": "partial clones are not supported; write depth",
+    "sparse-checkout": "the whole commit is checked out; remove it",
+    "show-progress": "remove it",
+    "set-safe-directory": "the checkout belongs to the user that runs the tasks; remove it",
+}
+CACHE_KEYS: Mapping[str, str] = {
+    "fail-on-cache-miss": "a missing cache never fails a run; test in a task whether the files exist",
+    "lookup-only": "caches are always restored; remove it",
+    "enableCrossOsArchive": "machines run Linux; remove it",
+    "upload-chunk-size": "remove it",
+    "save-always": "remove it",
+}
 EVENTS: Mapping[str, str] = {
     "push": f"pushes outside pull requests start nothing; {_EVENTS_HERE}",
     "schedule": f"there is no schedule; {_EVENTS_HERE}",
@@ -131,11 +151,16 @@ def activity_hint(word: str) -> str | None:
 
 
 _ACTIONS: Mapping[str, str] = {
-    "actions/checkout": "not needed: the pull request's commit is checked out already; remove the task",
-    "actions/setup-python": "write runtime: {python: '3.12'} in the repository's .gibil.yml",
-    "actions/setup-node": "write runtime: {node: '22'} in the repository's .gibil.yml",
-    "actions/setup-go": "write runtime: {go: '1.24'} in the repository's .gibil.yml",
-    "actions/cache": f"{_NO_CACHES}; remove the task",
+    "actions/checkout": "not needed: the pull request's commit is checked out already; remove the task, and write its options "
+    "at the top of the file: checkout: {depth: 1}",
+    "actions/setup-python": "write runtime: {python: '3.12'} at the top of the file",
+    "actions/setup-node": "write runtime: {node: '22'} at the top of the file",
+    "actions/setup-go": "write runtime: {go: '1.24'} at the top of the file",
+    "actions/setup-java": "write runtime: {java: '21'} at the top of the file",
+    "ruby/setup-ruby": "write runtime: {ruby: '3.3'} at the top of the file",
+    "shivammathur/setup-php": "write runtime: {php: '8.3'} at the top of the file",
+    "dtolnay/rust-toolchain": "write runtime: {rust: '1.85'} at the top of the file",
+    "actions/cache": "write cache: [{path: …, key: …}] at the top of the file",
     "actions/upload-artifact": _NO_ARTIFACTS,
     "actions/download-artifact": "artifacts are not stored yet; tasks of one workflow share the machine's disk",
     "actions/github-script": f"{_NO_CREDENTIALS}; write Markdown to $GITHUB_STEP_SUMMARY for the report",
@@ -161,7 +186,8 @@ _CONTEXTS = frozenset(
 )
 _FIRST_WORD = re.compile(r"[!(\s]{0,20}([A-Za-z_][A-Za-z0-9_-]{0,100})(?:\.([A-Za-z0-9_.*-]{1,200}))?")
 _LONGEST_PIECE = 500
-_EVALUATED = "expressions are evaluated only in if: and concurrency.group"
+_EVALUATED = "expressions are evaluated only in if:, concurrency.group and the keys of caches"
+_CACHE_EXPRESSIONS = frozenset({"key", "restore-keys"})
 _PROSE = frozenset({"description", "pattern"})
 
 _PULL_REQUEST = {
@@ -207,7 +233,8 @@ def _misplaced(node: Node, path: tuple[str, ...], is_shell: bool = True) -> Iter
         shells = [value.text for key, value in node.entries if key.text == "shell" and value.kind == "scalar"]
         is_shell = all(re.match(r"(\S*/)?(ba)?sh(?!\S)", shell) for shell in shells)
         for key, value in node.entries:
-            if key.text == "if" or key.text in _PROSE or (not path and key.text == "concurrency"):
+            evaluated = (not path and key.text == "concurrency") or (path == ("cache",) and key.text in _CACHE_EXPRESSIONS)
+            if key.text == "if" or key.text in _PROSE or evaluated:
                 continue
             yield from _misplaced(value, (*path, key.text), is_shell)
     elif node.kind == "scalar":
@@ -305,7 +332,7 @@ _NOT_PROVIDED: Mapping[str, str] = {
     "GITHUB_EVENT_PATH": "the event's payload isn't on the machine; use the GIBIL_PR_… variables",
     "GITHUB_TOKEN": _REPORT_WITHOUT_TOKEN,
     "GITHUB_ACTION_PATH": _NO_ACTIONS_HERE,
-    "RUNNER_TOOL_CACHE": "list runtimes under runtime in .gibil.yml; they are on PATH",
+    "RUNNER_TOOL_CACHE": "list runtimes under runtime; they are on PATH",
     "ACTIONS_RUNTIME_TOKEN": "GitHub Actions' services can't be reached from the machine",
     "ACTIONS_CACHE_URL": "GitHub Actions' services can't be reached from the machine",
     "ACTIONS_ID_TOKEN_REQUEST_URL": "GitHub Actions' services can't be reached from the machine",

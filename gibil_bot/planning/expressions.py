@@ -374,23 +374,32 @@ def bind(text: str, values: Mapping[str, bool | float]) -> str:
 def check_interpolation(text: str, *, inputs: Collection[str] | None = None) -> None:
     """Raise InvalidExpression for a text that `interpolate` wouldn't accept."""
     for piece, start in pieces_of(text):
-        if start is None:
-            continue
-        tree = parse_at(piece, start)
-        if uses_status(tree):
-            raise InvalidExpression("success(), failure(), always() and cancelled() are allowed only in if:", start + 1)
-        for name in names(tree):
-            _check_input(name, inputs)
+        if start is not None:
+            check_piece(piece, start, inputs=inputs)
+
+
+def check_piece(piece: str, start: int, *, inputs: Collection[str] | None) -> None:
+    """Raise InvalidExpression for the contents of a `${{ }}`, at that offset, which `evaluate_piece` wouldn't accept."""
+    tree = parse_at(piece, start)
+    if uses_status(tree):
+        raise InvalidExpression("success(), failure(), always() and cancelled() are allowed only in if:", start + 1)
+    for name in names(tree):
+        _check_input(name, inputs)
 
 
 def interpolate(text: str, *, inputs: Mapping[str, str], github: Mapping[str, str]) -> str:
     """Replace the expressions in a text such as `deploy-${{ github.base_ref }}`. Raises InvalidExpression."""
     check_interpolation(text)
-    contexts: dict[str, Mapping[str, str]] = {"inputs": inputs, "github": github, "env": {}}
     return "".join(
-        piece if start is None else _string(_evaluate(parse_at(piece, start), "success", contexts))
+        piece if start is None else evaluate_piece(piece, start, inputs=inputs, github=github)
         for piece, start in pieces_of(text)
     )
+
+
+def evaluate_piece(piece: str, start: int, *, inputs: Mapping[str, str], github: Mapping[str, str]) -> str:
+    """Return the value of the contents of a `${{ }}`, at that offset, as text. Raises InvalidExpression."""
+    contexts: dict[str, Mapping[str, str]] = {"inputs": inputs, "github": github, "env": {}}
+    return _string(_evaluate(parse_at(piece, start), "success", contexts))
 
 
 def combine(outer: str, inner: str) -> str:

@@ -14,7 +14,7 @@ from gibil_bot.limits import MACHINE_SIZES, REPOSITORY_FILE
 from gibil_bot.planning import actions, expressions, patterns
 from gibil_bot.planning.schema_types import Choice, Duration, Field, Flag, ListOf, Number, Record, Shapes, Size, Table, Text
 from gibil_bot.planning.workflow import PULL_REQUEST_ACTIONS
-from gibil_bot.scripts.task_script import reserved_name
+from gibil_bot.scripts.task_script import RUNTIMES, reserved_name
 
 RESERVED_COMMANDS = ("help", "cancel", "retest", "approve")
 
@@ -41,6 +41,13 @@ def _folder_problem(path: str) -> str | None:
     if path.startswith(("/", "~")) or posixpath.normpath(path).split("/")[0] == "..":
         return f"{path!r} is outside the checkout; write a folder inside it"
     return None
+
+
+def _cache_path_problem(paths: str) -> str | None:
+    for path in paths.splitlines():
+        if ".." in path.strip().lstrip("!").split("/"):
+            return f"{path.strip()!r} contains '..'; write the folder itself"
+    return None if paths.strip() else "a path can't be empty"
 
 
 def _shell_problem(shell: str) -> str | None:
@@ -111,6 +118,12 @@ _TASK_FIELDS = (
         kind=Text(what="a shell", pattern=ONE_LINE, longest=200, check=_shell_problem),
         description="bash (default), sh, python, or a command with {0} for the script's file.",
     ),
+    Field(name="tty", kind=Flag(), description="Runs it with a terminal. Default: false."),
+    Field(
+        name="prepare",
+        kind=Flag(),
+        description="It installs what the other tasks need: if it fails, the report says that the preparation failed.",
+    ),
 )
 
 
@@ -128,7 +141,12 @@ TASK = Record(
             name="uses",
             kind=Choice(words=(REPOSITORY_FILE,), hint=actions.uses_hint),
             description="`.gibil.yml`: the tasks of the repository's own file replace this task if it has any; "
-            "otherwise the script under run is used.",
+            "otherwise detect or the script under run is used.",
+        ),
+        Field(
+            name="detect",
+            kind=Choice(words=("test", "lint")),
+            description="Instead of run: prepares the project and tests or lints it as its files suggest.",
         ),
         *_TASK_HINTS,
     ),
@@ -138,6 +156,11 @@ REPOSITORY_TASK = Record(
     fields=(
         *_TASK_FIELDS,
         Field(name="uses", description="Other tasks.", rejection="only a workflow can use another file"),
+        Field(
+            name="detect",
+            description="Detected tasks.",
+            rejection=f"only a workflow's task can detect; without tasks, {REPOSITORY_FILE} leaves that to /gibil test",
+        ),
         *_TASK_HINTS,
     ),
 )
@@ -223,40 +246,6 @@ CONCURRENCY = Shapes(
     },
 )
 
-WORKFLOW = Record(
-    what="a workflow",
-    fields=(
-        Field(name="name", kind=_TITLE, description="The name in reports and check runs. Default: the file's name."),
-        Field(name="description", kind=Text(what="text", longest=1000), description="For `/gibil help`."),
-        Field(name="on", kind=ON, required=True, description="When it runs: a command, and pull requests' actions."),
-        Field(
-            name="inputs",
-            kind=Table(
-                key=Text(what="a name of letters, digits, _ and -", pattern="[A-Za-z_][A-Za-z0-9_-]*", longest=100),
-                value=INPUT,
-                most=25,
-            ),
-            description="The command's arguments, as NAME=value. Scripts get them as GIBIL_INPUT_NAME.",
-        ),
-        Field(name="env", kind=_ENV, description="Environment of every task."),
-        Field(
-            name="secrets",
-            kind=ListOf(item=_ENV_NAME, fewest=0),
-            description="Names of secrets that the operator has set; trusted runs have them in their environment.",
-        ),
-        Field(name="tasks", kind=ListOf(item=TASK), required=True, description="The scripts, in order."),
-        Field(name="timeout-minutes", kind=_MINUTES, description="For all tasks together. Default: machine.ttl, or 60."),
-        Field(name="concurrency", kind=CONCURRENCY, description="Runs that must not overlap."),
-        Field(name="machine", kind=MACHINE, description="The machine it runs on."),
-        Field(
-            name="comment",
-            kind=Choice(words=("always", "on-failure", "never")),
-            description="Whether a comment reports the result.",
-        ),
-        *_rejected(actions.WORKFLOW_KEYS),
-    ),
-)
-
 _VERSION = Text(what="a version such as 3.12", pattern=r"[0-9]{1,4}(\.[0-9]{1,4}){0,2}", any_scalar=True, longest=20)
 SERVICE = Record(
     what="a service",
@@ -284,40 +273,126 @@ SERVICE = Record(
         ),
     ),
 )
+CHECKOUT = Record(
+    what="checkout",
+    fields=(
+        Field(
+            name="depth",
+            kind=Number(lowest=0, highest=1_000_000),
+            description="How many commits of the history; 0 (default) is all of it.",
+        ),
+        Field(
+            name="submodules",
+            kind=Choice(words=("false", "true", "recursive"), booleans_too=True),
+            description="Whether submodules are checked out too, and with recursive their own as well. Default: false.",
+        ),
+        Field(name="lfs", kind=Flag(), description="Whether the files of Git LFS are downloaded. Default: false."),
+        Field(name="tags", kind=Flag(), description="Whether the tags that the commit can reach exist. Default: true."),
+        *_rejected(actions.CHECKOUT_KEYS),
+    ),
+)
+_CACHE_KEY = Text(what="a key", pattern=ONE_LINE, longest=500, any_scalar=True)
+CACHE = Record(
+    what="a cache",
+    fields=(
+        Field(
+            name="path",
+            kind=ListOf(item=Text(what="a path", longest=4000, check=_cache_path_problem), one_too=True, most=50),
+            required=True,
+            description="Files and folders, one on a line or a list; relative to the checkout, absolute or below ~. * matches "
+            "in names, ** any folders, and ! in front leaves out.",
+        ),
+        Field(
+            name="key",
+            kind=_CACHE_KEY,
+            required=True,
+            description="Names the contents. It may contain ${{ hashFiles('package-lock.json') }}, ${{ runner.os }}, inputs.",
+        ),
+        Field(
+            name="restore-keys",
+            kind=ListOf(item=Text(what="a key", longest=4000, any_scalar=True), one_too=True, most=20),
+            description="Beginnings of other keys that are used if the key doesn't exist, one on a line or a list.",
+        ),
+        *_rejected(actions.CACHE_KEYS),
+    ),
+)
+
+SET_UP = (
+    Field(
+        name="runtime",
+        kind=Shapes(
+            what="runtimes with their versions, or none",
+            kinds={
+                "scalar": Choice(words=("none",)),
+                "mapping": Record(
+                    what="runtime",
+                    fields=tuple(
+                        Field(name=name, kind=_VERSION, description=f"The required version of {name}.") for name in RUNTIMES
+                    ),
+                ),
+            },
+        ),
+        description="Required runtimes. If the image lacks one, it is installed, or the run fails with a message.",
+    ),
+    Field(
+        name="packages",
+        kind=ListOf(
+            item=Text(what="a package's name", pattern=r"[A-Za-z0-9][A-Za-z0-9+._:@-]*", longest=200), fewest=0, most=200
+        ),
+        description="Packages of the image's package manager, installed if missing.",
+    ),
+    Field(
+        name="services",
+        kind=Table(key=Text(what="a name of a-z, 0-9 and -", pattern="[a-z][a-z0-9-]*", longest=40), value=SERVICE, most=10),
+        description="Services such as databases, started on the machine's 127.0.0.1 before the tasks and deleted with it.",
+    ),
+    Field(name="checkout", kind=CHECKOUT, description="What of the repository is on the machine, as in actions/checkout."),
+    Field(
+        name="cache",
+        kind=ListOf(item=CACHE, fewest=0, most=20),
+        description="Files that later runs of the repository may read, as in actions/cache.",
+    ),
+)
+"""The keys that mean the same in both files."""
+
+WORKFLOW = Record(
+    what="a workflow",
+    fields=(
+        Field(name="name", kind=_TITLE, description="The name in reports and check runs. Default: the file's name."),
+        Field(name="description", kind=Text(what="text", longest=1000), description="For `/gibil help`."),
+        Field(name="on", kind=ON, required=True, description="When it runs: a command, and pull requests' actions."),
+        Field(
+            name="inputs",
+            kind=Table(
+                key=Text(what="a name of letters, digits, _ and -", pattern="[A-Za-z_][A-Za-z0-9_-]*", longest=100),
+                value=INPUT,
+                most=25,
+            ),
+            description="The command's arguments, as NAME=value. Scripts get them as GIBIL_INPUT_NAME.",
+        ),
+        Field(name="env", kind=_ENV, description="Environment of every task."),
+        Field(
+            name="secrets",
+            kind=ListOf(item=_ENV_NAME, fewest=0),
+            description="Names of secrets that the operator has set; trusted runs have them in their environment.",
+        ),
+        Field(name="tasks", kind=ListOf(item=TASK), required=True, description="The scripts, in order."),
+        Field(name="timeout-minutes", kind=_MINUTES, description="For all tasks together. Default: machine.ttl, or 60."),
+        Field(name="concurrency", kind=CONCURRENCY, description="Runs that must not overlap."),
+        *SET_UP,
+        Field(name="machine", kind=MACHINE, description="The machine it runs on."),
+        Field(
+            name="comment",
+            kind=Choice(words=("always", "on-failure", "never")),
+            description="Whether a comment reports the result.",
+        ),
+        *_rejected(actions.WORKFLOW_KEYS),
+    ),
+)
 REPOSITORY = Record(
     what=REPOSITORY_FILE,
     fields=(
-        Field(
-            name="runtime",
-            kind=Shapes(
-                what="runtimes with their versions, or none",
-                kinds={
-                    "scalar": Choice(words=("none",)),
-                    "mapping": Record(
-                        what="runtime",
-                        fields=tuple(
-                            Field(name=name, kind=_VERSION, description=f"The required version of {name}.")
-                            for name in ("python", "node", "go")
-                        ),
-                    ),
-                },
-            ),
-            description="Required runtimes. If the image lacks one, it is installed, or the run fails with a message.",
-        ),
-        Field(
-            name="packages",
-            kind=ListOf(
-                item=Text(what="a package's name", pattern=r"[A-Za-z0-9][A-Za-z0-9+._:@-]*", longest=200), fewest=0, most=200
-            ),
-            description="Packages of the image's package manager, installed if missing.",
-        ),
-        Field(
-            name="services",
-            kind=Table(
-                key=Text(what="a name of a-z, 0-9 and -", pattern="[a-z][a-z0-9-]*", longest=40), value=SERVICE, most=10
-            ),
-            description="Services such as databases, started on the machine's 127.0.0.1 before the tasks and deleted with it.",
-        ),
+        *SET_UP,
         Field(name="env", kind=_ENV, description="Environment of every task."),
         Field(name="tasks", kind=ListOf(item=REPOSITORY_TASK), description="The project's test scripts, in order."),
         Field(name="machine", kind=MACHINE, description="The machine it runs on."),

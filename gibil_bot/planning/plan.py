@@ -12,13 +12,13 @@ from gibil_bot.caps import NO_CAPS, Caps, capped
 from gibil_bot.errors import InvalidWorkflow, UsageError
 from gibil_bot.humanize import nearest
 from gibil_bot.limits import REPOSITORY_FILE
-from gibil_bot.model import Command, MachinePlan, Plan, PullRequest, Repository, TaskPlan, Trust
-from gibil_bot.planning import expressions
+from gibil_bot.model import Cache, Checkout, Command, MachinePlan, Plan, PullRequest, Repository, TaskPlan, Trust
+from gibil_bot.planning import cache_keys, expressions
 from gibil_bot.planning.catalogue import Catalogue, CommandHelp, catalogue, check_files, commands, why_unknown
 from gibil_bot.planning.inputs import input_values, typed_values
 from gibil_bot.planning.schema import workflow_name
-from gibil_bot.planning.services import ServiceCapabilities, check_services, services_script
-from gibil_bot.planning.workflow import RepositoryFile, Task, Workflow
+from gibil_bot.planning.services import ServiceCapabilities, check_services, host_port, services_script
+from gibil_bot.planning.workflow import ProjectSetUp, RepositoryFile, Service, Task, Workflow
 from gibil_bot.scripts.task_script import set_up_script
 
 __all__ = [
@@ -127,7 +127,9 @@ def plan_view(plan: Plan) -> dict[str, object]:
 def _plan(catalogue: Catalogue, workflow: Workflow, inputs: dict[str, str], event: EventContext) -> Plan:
     notes: list[str] = []
     own_file = _used_file(catalogue, workflow, event.service_capabilities)
-    tasks = _expand(workflow, own_file)
+    set_up = workflow.overridden_by(own_file)
+    _check_ports(workflow, set_up.services)
+    tasks = _expand(workflow, own_file, set_up)
     if own_file is not None and own_file.tasks:
         notes.append(f"The tasks come from {own_file.path}.")
     secrets = workflow.secrets
@@ -161,43 +163,72 @@ def _plan(catalogue: Catalogue, workflow: Workflow, inputs: dict[str, str], even
         cancel_in_progress=cancel,
         github=github,
         notes=tuple(notes),
+        checkout=Checkout(**set_up.checkout),  # type: ignore[arg-type]  # checked by the schema
+        caches=tuple(_bound_cache(cache, inputs, github) for cache in set_up.caches or ()),
     )
+
+
+def _bound_cache(cache: Cache, inputs: Mapping[str, str], github: Mapping[str, str]) -> Cache:
+    key, *restore_keys = (
+        cache_keys.bind_key(key, inputs=inputs, github=github)[:500] for key in (cache.key, *cache.restore_keys)
+    )
+    return Cache(path=cache.path, key=key, restore_keys=tuple(restore_keys))
 
 
 def _used_file(catalogue: Catalogue, workflow: Workflow, capabilities: ServiceCapabilities | None) -> RepositoryFile | None:
     """Return the `.gibil.yml` that this workflow uses, if it uses one and the repository has one."""
+    if capabilities is not None:
+        _check_supported(workflow, workflow, capabilities)
     using = next((task for task in workflow.tasks if task.uses), None)
     if using is None:
         return None
     if catalogue.repository_problem is not None:
         raise UsageError(f"{workflow.title} uses a file that can't be read: {catalogue.repository_problem}")
     if catalogue.repository_file is not None and capabilities is not None:
-        try:
-            check_services(catalogue.repository_file, capabilities)
-        except InvalidWorkflow as problem:
-            raise Unsupported(f"{workflow.title} can't run here: {problem}") from None
+        _check_supported(workflow, catalogue.repository_file, capabilities)
     has_tasks = catalogue.repository_file is not None and catalogue.repository_file.tasks
-    if using.run is None and not has_tasks:
+    if using.run is None and not using.detect and not has_tasks:
         raise UsageError(
             f"{workflow.title} needs tasks in the repository's {REPOSITORY_FILE}, and there are none on its base branch"
         )
     return catalogue.repository_file
 
 
-def _expand(workflow: Workflow, own_file: RepositoryFile | None) -> list[Task]:
-    """Replace the task with `uses` by the setup and the tasks of the repository's file."""
-    tasks: list[Task] = []
+def _check_supported(workflow: Workflow, file: ProjectSetUp, capabilities: ServiceCapabilities) -> None:
+    """Raise Unsupported for services of a file that these machines don't support."""
+    try:
+        check_services(file, capabilities)
+    except InvalidWorkflow as problem:
+        raise Unsupported(f"{workflow.title} can't run here: {problem}") from None
+
+
+def _check_ports(workflow: Workflow, services: tuple[Service, ...]) -> None:
+    """Raise UsageError if services of two files have the same port; within one file the parser reports it."""
+    ports: dict[int, str] = {}
+    for service in services:
+        port = host_port(service)[0]
+        other = ports.setdefault(port, service.name)
+        if other != service.name:
+            raise UsageError(f"{workflow.title}: the services {other!r} and {service.name!r} both have the port {port}")
+
+
+def _expand(workflow: Workflow, own_file: RepositoryFile | None, set_up: ProjectSetUp) -> list[Task]:
+    """Replace the task with `uses` by the tasks of the repository's file, and set up the machine before the first task that may
+    need it: that one, or if the workflow itself describes the set-up, the first of all.
+    """
+    scripts = {
+        "set up": set_up_script(set_up.runtime or {}, set_up.packages or ()),
+        "services": services_script(set_up.services),
+    }
+    beginning = [Task(name=name, run=run, shell="sh", prepare=True) for name, run in scripts.items() if run]  # noqa: S604 (a word)
+    at_once = bool(workflow.runtime or workflow.packages or workflow.services)
+    tasks: list[Task] = list(beginning) if at_once else []
     for task in workflow.tasks:
         if task.uses is None or own_file is None:
             tasks.append(task)
             continue
-        script = set_up_script(own_file.runtime, own_file.packages)
-        beginning = {"set up": script, "services": services_script(own_file.services)}
-        inner = [Task(name=name, run=run, shell="sh") for name, run in beginning.items() if run]  # noqa: S604 (a word)
-        if own_file.tasks:
-            tasks += [_inside(task, below) for below in (*inner, *own_file.tasks)]
-        else:
-            tasks += [*(_inside(task, below) for below in inner), task]
+        tasks += [_inside(task, below) for below in (() if at_once else beginning)]
+        tasks += [_inside(task, below) for below in own_file.tasks] or [task]
     return tasks
 
 
@@ -214,16 +245,19 @@ def _inside(outer: Task, inner: Task) -> Task:
 
 
 def _task_plan(task: Task, typed: Mapping[str, bool | float], timeout_s: float) -> TaskPlan:
-    assert task.run is not None, "the parser lets no task through without a script or a use, and uses are replaced"
+    assert task.run is not None or task.detect, "the parser accepts no other task without a script, and uses are replaced"
     return TaskPlan(
         name=task.name,
-        run=task.run,
+        run=task.run or "",
         condition=expressions.bind(task.condition, typed),
         env=task.env,
         working_directory=task.working_directory,
         timeout_s=min(task.timeout_s or timeout_s, timeout_s),
         continue_on_error=task.continue_on_error,
         shell=task.shell,
+        kind="prepare" if task.prepare else "run",
+        detect=task.detect,
+        tty=task.tty,
     )
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from gibil_bot.errors import InvalidWorkflow
 from gibil_bot.limits import REPOSITORY_FILE
-from gibil_bot.model import MachineResources
-from gibil_bot.planning import expressions
+from gibil_bot.model import Cache, MachineResources
+from gibil_bot.planning import cache_keys, expressions
 from gibil_bot.planning.actions import misplaced_expressions
 from gibil_bot.planning.expressions import InvalidExpression
 from gibil_bot.planning.file_schema import REPOSITORY, WORKFLOW
@@ -60,6 +60,7 @@ def parse_workflow(path: str, data: bytes) -> Workflow:
         for problem in _secrets_in_env(node, secrets):
             problems.add(problem)
     concurrency = problems.collect(lambda: _concurrency(values.get("concurrency"), root.at("concurrency"), names))
+    set_up = _set_up(values, root, names, problems)
     for problem in misplaced_expressions(root):
         problems.add(problem)
     problems.raise_with()
@@ -78,6 +79,7 @@ def parse_workflow(path: str, data: bytes) -> Workflow:
         concurrency=concurrency,
         machine=_machine(values.get("machine", {})),
         comment=values.get("comment", "always"),
+        **set_up,
     )
 
 
@@ -86,21 +88,59 @@ def parse_repository_file(path: str, data: bytes) -> RepositoryFile:
     root = read_yaml(path, data)
     problems = Problems()
     values: dict[str, Any] = problems.collect(lambda: REPOSITORY.read(root)) or {}
-    runtime = values.get("runtime", {})
-    services = _services(values.get("services", {}), root.at("services"), problems)
+    set_up = _set_up(values, root, None, problems)
     tasks = _tasks(values.get("tasks", ()), root.at("tasks"), None, problems)
     for problem in misplaced_expressions(root):
         problems.add(problem)
     problems.raise_with()
     return RepositoryFile(
         path=path,
-        runtime={} if runtime == "none" else runtime,
-        packages=tuple(values.get("packages", ())),
-        services=services,
         env=values.get("env", {}),
         tasks=tasks,
         machine=_machine(values.get("machine", {})),
+        **set_up,
     )
+
+
+def _set_up(values: dict[str, Any], root: Node, inputs: Collection[str] | None, problems: Problems) -> dict[str, Any]:
+    """Return the fields of ProjectSetUp, except the path."""
+    runtime, packages = values.get("runtime"), values.get("packages")
+    caches = values.get("cache")
+    return {
+        "runtime": {} if runtime == "none" else runtime,
+        "packages": None if packages is None else tuple(package for package in packages if package),
+        "services": _services(values.get("services", {}), root.at("services"), problems),
+        "checkout": values.get("checkout", {}),
+        "caches": None if caches is None else _caches(caches, root.at("cache"), inputs, problems),
+    }
+
+
+def _caches(
+    values: Sequence[dict[str, Any] | None], node: Node, inputs: Collection[str] | None, problems: Problems
+) -> tuple[Cache, ...]:
+    found = []
+    for index, fields in enumerate(values):
+        if fields is not None and "path" in fields and "key" in fields:
+            cache = problems.collect(partial(_cache, fields, node.at(index), inputs))
+            if cache is not None:
+                found.append(cache)
+    return tuple(found)
+
+
+def _cache(fields: dict[str, Any], node: Node, inputs: Collection[str] | None) -> Cache:
+    restore_keys = _lines_of(fields.get("restore-keys", ()))
+    for name, keys in (("key", (fields["key"],)), ("restore-keys", restore_keys)):
+        for key in keys:
+            try:
+                cache_keys.check_key(key, inputs=inputs)
+            except InvalidExpression as error:
+                raise node.at(name).error(error.problem) from None
+    return Cache(path=_lines_of(fields["path"]), key=fields["key"], restore_keys=restore_keys)
+
+
+def _lines_of(texts: Sequence[str | None]) -> tuple[str, ...]:
+    """Return the lines of a text or a list of texts, as actions read lists."""
+    return tuple(line.strip() for text in texts for line in (text or "").splitlines() if line.strip())
 
 
 def _tasks(
@@ -205,8 +245,11 @@ def _check_inputs(inputs: tuple[Input, ...], node: Node, *, needs_defaults: bool
 def _task(values: dict[str, Any], node: Node, inputs: Collection[str] | None) -> Task:
     run, uses = values.get("run"), values.get("uses")
     problems = Problems()
-    if run is None and not (_has(node, "run") or _has(node, "uses")):
+    detect = values.get("detect", "")
+    if run is None and not any(_has(node, name) for name in ("run", "uses", "detect")):
         problems.add(node.error("a task needs the key 'run'"))
+    if _has(node, "run") and _has(node, "detect"):
+        problems.add(node.key("detect").error("a task has either run or detect"))
     if run is not None and not run.strip():
         problems.add(node.at("run").error("a script can't be empty"))
     condition = values.get("if", "success()")
@@ -216,7 +259,7 @@ def _task(values: dict[str, Any], node: Node, inputs: Collection[str] | None) ->
         problems.add(_within(node.at("if"), error))
     problems.raise_with()
     return Task(
-        name=values.get("name") or _first_line(run or f"uses {uses}"),
+        name=values.get("name") or _first_line(run or detect or f"uses {uses}"),
         run=run,
         condition=condition,
         env=values.get("env", {}),
@@ -225,6 +268,9 @@ def _task(values: dict[str, Any], node: Node, inputs: Collection[str] | None) ->
         continue_on_error=values.get("continue-on-error", False),
         shell=values.get("shell", "bash"),
         uses=uses,
+        detect=detect,
+        prepare=values.get("prepare", False),
+        tty=values.get("tty", False),
         line=node.line,
         column=node.column,
     )

@@ -124,6 +124,8 @@ class Choice:
     what: str = "a word"
     hint: Callable[[str], str | None] = lambda _: None
     """Returns the message for another word that users may expect to be allowed, or None."""
+    booleans_too: bool = False
+    """The words `true` and `false` may be written as booleans."""
 
     def read(self, node: Node) -> str:
         if node.kind != "scalar" or node.is_null:
@@ -136,7 +138,7 @@ class Choice:
         return node.text
 
     def schema(self) -> dict[str, object]:
-        return {"enum": list(self.words)}
+        return {"enum": [*self.words, *((False, True) if self.booleans_too else ())]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gibil_bot.errors import InvalidWorkflow
-from gibil_bot.planning.workflow import RepositoryFile, Service
+from gibil_bot.planning.workflow import ProjectSetUp, Service
 from gibil_bot.scripts.templates import text
 
 
@@ -115,7 +115,7 @@ def host_port(service: Service) -> tuple[int, int]:
     return port, port
 
 
-def check_services(file: RepositoryFile, capabilities: ServiceCapabilities) -> None:
+def check_services(file: ProjectSetUp, capabilities: ServiceCapabilities) -> None:
     """Raise InvalidWorkflow, at the service's line, for a service that these machines don't support."""
     for service in file.services:
         problem = None if capabilities.containers else _why_not_packaged(service, capabilities)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from gibil_bot.model import MachineResources
+from gibil_bot.model import Cache, MachineResources
 
 PULL_REQUEST_ACTIONS = ("opened", "synchronize", "reopened")
 """The actions of a pull request that can start a workflow."""
@@ -30,7 +30,7 @@ class Input:
 class Task:
     name: str
     run: str | None = None
-    """None only if `uses` provides the tasks."""
+    """None only if `uses` or `detect` provides the tasks."""
     condition: str = "success()"
     env: Mapping[str, str] = field(default_factory=dict)
     working_directory: str | None = None
@@ -38,6 +38,11 @@ class Task:
     continue_on_error: bool = False
     shell: str = "bash"
     uses: str | None = None
+    detect: str = ""
+    """test | lint: the tasks are detected in the project's files."""
+    prepare: bool = False
+    """It installs what later tasks need."""
+    tty: bool = False
     line: int = 1
     column: int = 1
 
@@ -46,28 +51,6 @@ class Task:
 class Concurrency:
     group: str
     cancel_in_progress: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workflow:
-    """One workflow file. At least one of `command` and `pull_request` defines when it runs."""
-
-    name: str
-    """The file's name without `.yml`."""
-    path: str
-    title: str
-    description: str = ""
-    command: str | None = None
-    pull_request: tuple[str, ...] = ()
-    """The actions that start it: opened, synchronize, reopened."""
-    inputs: tuple[Input, ...] = ()
-    env: Mapping[str, str] = field(default_factory=dict)
-    secrets: tuple[str, ...] = ()
-    tasks: tuple[Task, ...] = ()
-    timeout_s: float | None = None
-    concurrency: Concurrency | None = None
-    machine: MachineResources = field(default_factory=MachineResources)
-    comment: str = "always"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,14 +68,60 @@ class Service:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RepositoryFile:
-    """A repository's `.gibil.yml`: what the project needs, and its tasks."""
+class ProjectSetUp:
+    """The keys with which both kinds of files describe what a project needs in addition to its tasks."""
 
     path: str
-    runtime: Mapping[str, str] = field(default_factory=dict)
-    """python | node | go → the wanted version, or a prefix of it."""
-    packages: tuple[str, ...] = ()
+    """Where the file is, for messages."""
+    runtime: Mapping[str, str] | None = None
+    """python | node | go … → the wanted version, or a prefix of it. None: the file doesn't have this key."""
+    packages: tuple[str, ...] | None = None
     services: tuple[Service, ...] = ()
+    checkout: Mapping[str, int | str | bool] = field(default_factory=dict)
+    """The fields of model.Checkout that the file sets."""
+    caches: tuple[Cache, ...] | None = None
+
+    def overridden_by(self, other: ProjectSetUp | None) -> ProjectSetUp:
+        """Return this with the values of `other` where it has any: each runtime, service and option, or the whole list."""
+        if other is None:
+            return self
+        services = {service.name: service for service in (*self.services, *other.services)}
+        no_runtimes = other.runtime is not None and not other.runtime  # `runtime: none`
+        return ProjectSetUp(
+            path=other.path,
+            runtime={} if no_runtimes else {**(self.runtime or {}), **(other.runtime or {})},
+            packages=self.packages if other.packages is None else other.packages,
+            services=tuple(services.values()),
+            checkout={**self.checkout, **other.checkout},
+            caches=self.caches if other.caches is None else other.caches,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workflow(ProjectSetUp):
+    """One workflow file. At least one of `command` and `pull_request` defines when it runs."""
+
+    name: str
+    """The file's name without `.yml`."""
+    title: str
+    description: str = ""
+    command: str | None = None
+    pull_request: tuple[str, ...] = ()
+    """The actions that start it: opened, synchronize, reopened."""
+    inputs: tuple[Input, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
+    tasks: tuple[Task, ...] = ()
+    timeout_s: float | None = None
+    concurrency: Concurrency | None = None
+    machine: MachineResources = field(default_factory=MachineResources)
+    comment: str = "always"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepositoryFile(ProjectSetUp):
+    """A repository's `.gibil.yml`: what the project needs, and its tasks."""
+
     env: Mapping[str, str] = field(default_factory=dict)
     tasks: tuple[Task, ...] = ()
     machine: MachineResources = field(default_factory=MachineResources)

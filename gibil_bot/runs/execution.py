@@ -21,6 +21,7 @@ from gibil_bot.model import Claim, Conclusion, Exit, Job, Plan, Refusals, TaskPl
 from gibil_bot.planning import expressions
 from gibil_bot.ports import RunRecorder, Shell
 from gibil_bot.runs.cancellation import Cancellation
+from gibil_bot.runs.detected_tasks import MOST_TASKS as MOST_DETECTED
 from gibil_bot.runs.logs import LOG_LIMIT_BYTES, Journal, TaskLog, size_of
 from gibil_bot.runs.redact import Redactor
 from gibil_bot.runs.returned_files import ReturnedFiles, paths_of, read_returned_files, read_tail, returned_with
@@ -28,7 +29,7 @@ from gibil_bot.scripts import task_script
 from gibil_bot.scripts.clone import WORKSPACE
 from gibil_bot.scripts.jobs import NO_FOLDER
 from gibil_bot.ssh.answers import BadAnswer, last_line
-from gibil_bot.views import blocked_view
+from gibil_bot.views import blocked_view, failed_preparation
 
 STORED_TAIL_BYTES = 16 * 1024
 MOST_OUTPUT_BYTES = 1024 * 1024 * 1024
@@ -69,6 +70,9 @@ def conclusion_of(plan: Plan, results: Mapping[int, TaskResult], *, cancelled: b
         return Conclusion.FAILURE
     if TaskStatus.TIMED_OUT in counted:
         return Conclusion.TIMED_OUT
+    wanted = [result for index, result in results.items() if plan.tasks[index].kind != "prepare"]
+    if wanted and all(result.status is TaskStatus.SKIPPED and result.exit_status == 0 for result in wanted):
+        return Conclusion.NEUTRAL  # it was only prepared
     if results and all(result.status is TaskStatus.SKIPPED for result in results.values()):
         # A skipped task with exit status 0 ran and reported that it had nothing to do (GIBIL_NEUTRAL).
         return Conclusion.NEUTRAL if any(result.exit_status == 0 for result in results.values()) else Conclusion.SKIPPED
@@ -124,13 +128,18 @@ class Execution:
 
     async def prepare(self) -> None:
         """Create the files that tasks write to. Safe to repeat."""
-        prepare = task_script.prepare_script(len(self._plan.tasks)) + task_script.IDENTITY
+        more = MOST_DETECTED if any(task.detect for task in self._plan.tasks) else 0
+        prepare = task_script.prepare_script(len(self._plan.tasks) + more) + task_script.IDENTITY
         try:
             result = await self._shell.run(prepare)
         except TimeoutError:
             raise MachineLost("The machine doesn't answer") from None
         if result.exit_status != 0:
             raise MachineLost(f"The machine's disk can't be written: {last_line(result.stderr)}")
+
+    def replace_plan(self, claim: Claim) -> None:
+        """Use the plan of this claim, whose tasks have been detected since. Call it before `run`."""
+        self._claim, self._plan = claim, claim.run.plan
 
     async def run(self) -> Conclusion:
         """Run all tasks. Raises MachineLost."""
@@ -166,9 +175,9 @@ class Execution:
         )
         if resumed is None and (not wanted or self._lost is not None):
             why = f"the machine no longer exists: {self._lost}" if self._lost is not None else None
-            why = why or {"failure": "an earlier task failed", "cancelled": "the run was cancelled"}.get(
-                status, f"if: {task.condition}"
-            )
+            unprepared = failed_preparation(self._plan, self.results.values()) is not None
+            failure = "the preparation failed" if unprepared else "an earlier task failed"
+            why = why or {"failure": failure, "cancelled": "the run was cancelled"}.get(status, f"if: {task.condition}")
             result = TaskResult(
                 index=index, machine_attempt=self._attempt, name=task.name, status=TaskStatus.SKIPPED,
                 started_at=now(), finished_at=now(), detail=why,

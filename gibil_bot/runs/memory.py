@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from msgspec.structs import replace
 
 from gibil_bot.errors import ClaimLost
-from gibil_bot.model import Claim, Conclusion, NewRun, Notification, Run, RunState, TaskResult
+from gibil_bot.model import Claim, Conclusion, NewRun, Notification, Plan, Run, RunState, TaskResult
 from gibil_bot.runs.signals import Signals, Subscription
 
 
@@ -128,6 +128,11 @@ class MemoryRuns:
     async def save_note(self, claim: Claim, note: str) -> None:
         entry = self._held(claim)
         entry.run = replace(entry.run, note=note)
+        self._changed()
+
+    async def save_plan(self, claim: Claim, plan: Plan) -> None:
+        entry = self._held(claim)
+        entry.run = replace(entry.run, plan=plan)
         self._changed()
 
     async def save_task(self, claim: Claim, result: TaskResult) -> None:

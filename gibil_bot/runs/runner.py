@@ -26,6 +26,8 @@ from msgspec.structs import replace
 
 from gibil_bot.clock import now
 from gibil_bot.config import GIB
+from gibil_bot.detection.detect import wanted
+from gibil_bot.detection.project import Project
 from gibil_bot.errors import ClaimLost, GibilError, GitHubError, MachineLost, ProviderError, SSHError, StoreError, Unavailable
 from gibil_bot.github import render
 from gibil_bot.model import Claim, Conclusion, Machine, Run, TaskResult, Trust
@@ -34,8 +36,10 @@ from gibil_bot.ports import RunRecorder, Shell
 from gibil_bot.providers.lifecycle import MachineFactory
 from gibil_bot.providers.optional import notices, refusals
 from gibil_bot.runs.cancellation import Cancellation
+from gibil_bot.runs.detected_tasks import detect_tasks, purpose_of
 from gibil_bot.runs.execution import Execution, conclusion_of, is_complete
 from gibil_bot.runs.logs import Journal, Observer
+from gibil_bot.runs.project_reader import read_project
 from gibil_bot.runs.redact import Redactor
 from gibil_bot.runs.sources import SourceError, SourceTransfer, address_of
 
@@ -45,6 +49,7 @@ T = TypeVar("T")
 PUBLISH_EVERY_S = 5.0
 QUEUED_SHOWN_S = 2.0
 """Minimum time for which a check run is shown as queued: a run that ends sooner needs no update in between."""
+DETECT_TIMEOUT_S = 60.0
 MACHINES_PER_RUN = 2
 """The first machine, and a second one if the first was lost and the tasks didn't cause that."""
 
@@ -186,11 +191,11 @@ class Runner:
         name = f"gibil-{self._run.id}-{attempt}"
         if self._run.machine_attempt == attempt:  # otherwise no process has worked on it
             self._results = {r.index: r for r in await self._tools.runs.task_results(self._run.id, attempt)}
-        plan, stop = self._run.plan, self._cancellation.reason
-        if is_complete(plan, self._results):
+        stop = self._cancellation.reason
+        if is_complete(self._run.plan, self._results):
             # The process died between the last task and the end: the machine is no longer needed, and may not exist.
             await self._destroy(name)
-            return conclusion_of(plan, self._results, cancelled=stop is not None)
+            return conclusion_of(self._run.plan, self._results, cancelled=stop is not None)
         if stop is not None and self._run.machine is None:
             raise _Cancelled
         machine: Machine | None = None
@@ -220,6 +225,7 @@ class Runner:
             )
             if not self._results:
                 await self._copy_source(shell, execution)
+                await self._unless_cancelled(self._detect(shell, execution))
             self._set_phase("running")
             conclusion = await execution.run()
             self._tasks_ended = True
@@ -302,6 +308,27 @@ class Runner:
             preparing.cancel()
             with contextlib.suppress(asyncio.CancelledError, GibilError):
                 await preparing
+
+    async def _detect(self, shell: Shell, execution: Execution) -> None:
+        """Replace the plan's task that detects by the tasks that the project's files suggest, and store the plan."""
+        if purpose_of(self._run.plan) is None:
+            return
+        self._set_phase("reading the project")
+        started = time.perf_counter()
+        paths, files = await read_project(shell, wanted)
+        # Parsing 4 MiB of manifests takes seconds, in which the event loop has to serve others.
+        try:
+            work = asyncio.to_thread(detect_tasks, self._run.plan, Project(paths, files))
+            plan = await asyncio.wait_for(work, DETECT_TIMEOUT_S)
+        except TimeoutError:
+            raise SourceError(
+                f"Reading the project's manifests takes longer than {DETECT_TIMEOUT_S:g} s; write a .gibil.yml with its tasks."
+            ) from None
+        await self._tools.runs.save_plan(self._claim, plan)
+        self._run = replace(self._run, plan=plan)
+        self._claim = replace(self._claim, run=self._run)
+        execution.replace_plan(self._claim)
+        self._journal.note("detected", seconds=time.perf_counter() - started)
 
     async def _unless_cancelled(self, work: Awaitable[T]) -> T:
         """Await `work`; if the run is cancelled first, cancel `work` and wait until it has cleaned up. Raises _Cancelled."""

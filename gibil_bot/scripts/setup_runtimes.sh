@@ -34,7 +34,7 @@ want() {
         want "$runtime" "$wanted" "$@"
         return 0
     fi
-    fail "$runtime $wanted is requested (.gibil.yml: runtime), but this machine has ${seen:-none}; choose an image that has it"
+    fail "$runtime $wanted is requested (runtime), but this machine has ${seen:-none}; choose an image that has it"
 }
 
 # link: makes `python3.12` available as python3 and python for later tasks

@@ -246,7 +246,17 @@ def _check_entry(name: str, value: str, position: int) -> None:
         )
 
 
-_COMMANDS = {"python": ("python3", "python"), "node": ("node", "nodejs"), "go": ("go",)}
+_COMMANDS = {
+    "python": ("python3", "python"),
+    "node": ("node", "nodejs"),
+    "go": ("go",),
+    "rust": ("rustc",),
+    "ruby": ("ruby",),
+    "java": ("java",),
+    "php": ("php",),
+}
+RUNTIMES = tuple(_COMMANDS)
+"""The names under `runtime`."""
 
 
 def set_up_script(runtime: Mapping[str, str], packages: Sequence[str]) -> str | None:

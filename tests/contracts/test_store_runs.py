@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from gibil_bot.errors import ClaimLost
-from gibil_bot.model import Claim, Conclusion, RunState, TaskResult, TaskStatus
+from gibil_bot.model import Claim, Conclusion, DetectedProject, Quote, RunState, TaskPlan, TaskResult, TaskStatus
 from gibil_bot.ports import RunStore
 from tests.contracts.store_nouns import DAY_S, Clock, Queue, RunStoreAdapter, comment, new_run, run_store_adapter
 
@@ -270,6 +270,23 @@ async def test_the_machine_and_the_note_are_saved(runs: RunStore, queue: Queue, 
     assert (run.machine, run.machine_attempt) == (None, 1)
 
 
+async def test_the_plan_with_its_detected_tasks_is_what_the_next_process_continues(
+    runs: RunStore, queue: Queue, other: RunStore
+) -> None:
+    await queue(new_run("r1"))
+    claimed = await claim(runs)
+    install = TaskPlan(name="install", run="npm ci", kind="prepare")
+    test = TaskPlan(name="test", run="npm test")
+    detected = DetectedProject(purpose="test", quotes=(Quote(command="npm t", path="ci", line=3),), suggestion="tasks: []\n")
+    plan = replace(claimed.run.plan, tasks=(install, test), detected=detected)
+    await runs.save_plan(claimed, plan)
+    run = await other.get("r1")
+    assert run is not None
+    assert run.plan == plan
+    await runs.release(claimed)
+    assert (await claim(other, "b")).run.plan == plan
+
+
 async def test_task_results_are_replaced_and_listed_in_order_for_each_machine(
     runs: RunStore, queue: Queue, other: RunStore
 ) -> None:
@@ -321,6 +338,7 @@ async def test_a_stale_claim_cannot_write(runs: RunStore, other: RunStore, queue
     writes: list[Callable[[], Awaitable[object]]] = [
         lambda: runs.save_machine(stale, "gibil-x", 3),
         lambda: runs.save_note(stale, "a note"),
+        lambda: runs.save_plan(stale, replace(held.run.plan, title="another")),
         lambda: runs.save_task(stale, TaskResult(index=0, machine_attempt=1, name="t", status=TaskStatus.RUNNING)),
         lambda: runs.bind_secrets(stale, "f"),
         lambda: runs.record(stale, [comment()]),

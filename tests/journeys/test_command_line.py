@@ -123,6 +123,14 @@ def test_plan_needs_no_payload_and_lists_skipped_tasks(tmp_path: Path) -> None:
     assert gibil("plan", str(path)).returncode == 2
 
 
+def test_plan_says_that_tasks_are_detected_on_the_machine(tmp_path: Path) -> None:
+    path = tmp_path / "check.yml"
+    path.write_text("on: {command: check}\ntasks: [{name: check, detect: test}, {name: after, run: x}]\n")
+    shown = gibil("plan", str(path), "/gibil check").stdout
+    assert "task 1       check  runs; its tasks are detected in the project's files on the machine\n" in shown
+    assert "task 2       after  runs\n" in shown
+
+
 def test_check_reads_the_current_or_the_named_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = tmp_path / "project"
     (project / ".gibil" / "workflows").mkdir(parents=True)

@@ -1,8 +1,9 @@
-"""The shipped workflows, run on small projects of every kind. No network is needed or used."""
+"""The shipped workflows, run on small projects: detection, and its tasks in real shells. No network is needed or used."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,19 @@ UNITTEST = """import unittest
 class Sums(unittest.TestCase):
     def test_sum(self):
         self.assertEqual(1 + 1, {answer})
+"""
+
+
+PYTHON = """#!/bin/sh
+if test "$1 $2" = "-m venv"; then
+    {venv}
+    for folder; do :; done
+    mkdir -p "$folder/bin"
+    cp "$0" "$folder/bin/python3"
+    ln -sf python3 "$folder/bin/python"
+    exit
+fi
+exec {real} -S "$@"
 """
 
 
@@ -54,162 +68,156 @@ def machine(tmp_path: Path, without: tuple[str, ...], fakes: dict[str, str]) -> 
     tools = tmp_path / "bin"
     tools.mkdir()
     base = (
-        "bash sh echo cat grep find sed head mkdir ln rm touch test printf env dirname basename uname tr sort id make node npm"
+        "bash sh echo cat grep find sed head mkdir ln rm touch test printf env dirname basename uname tr sort id make node npm "
+        "ls mv cp wc cut awk mktemp git"
     )
     for name in base.split():
         where = shutil.which(name)
-        if where and name not in without:
+        if where and name not in without and name not in fakes:
             (tools / name).symlink_to(where)
-    # The interpreter itself, without the packages of the environment that runs these tests.
-    no_venv = 'case "$*" in "-m venv"*) exit 1 ;; esac; ' if "venv" in without else ""
-    (tools / "python3").write_text(f'#!/bin/sh\n{no_venv}exec {os.path.realpath(sys.executable)} -S "$@"\n')
+    # The interpreter itself, without the packages of the environment that runs these tests. Its virtual environments contain
+    # it and no pip: creating a real one takes seconds.
+    (tools / "python3").write_text(
+        PYTHON.format(real=os.path.realpath(sys.executable), venv="exit 1" if "venv" in without else ":")
+    )
     (tools / "python3").chmod(0o755)
     for name, script in fakes.items():
+        (tools / name).unlink(missing_ok=True)  # a link to the real program, which must not be written to
         (tools / name).write_text(f"#!/bin/sh\n{script}\n")
         (tools / name).chmod(0o755)
     return str(tools)
 
 
+def named(done: list[Done], name: str) -> Done:
+    (found,) = [task for task in done if task.name == name]
+    return found
+
+
 def test_a_standard_library_project_is_tested_without_pip_and_network(tmp_path: Path) -> None:
-    (done,) = do(
-        tmp_path,
-        {"pyproject.toml": "[project]\nname = 'x'\nversion = '1'\n", "tests/test_sums.py": UNITTEST.format(answer=2)},
-    )
-    assert done.exit_status == 0, done.output
-    assert "gibil: found pyproject.toml with unittest → python3 -m unittest discover -v -s tests\n" in done.output
-    assert "installing" not in done.output
-    assert "Ran 1 test" in done.output
+    done = do(tmp_path, {"tests/test_sums.py": UNITTEST.format(answer=2)})
+    assert [task.name for task in done] == ["runtime", "test"]
+    assert [task.exit_status for task in done] == [0, 0], done
+    assert "→ python -m unittest discover -v -s tests\n" in done[1].output
+    assert "Ran 1 test" in done[1].output
 
 
 def test_a_failing_test_fails_the_task(tmp_path: Path) -> None:
-    (done,) = do(tmp_path, {"test_sums.py": UNITTEST.format(answer=3)})
-    assert done.exit_status == 1
-    assert "FAILED (failures=1)" in done.output
+    done = do(tmp_path, {"test_sums.py": UNITTEST.format(answer=3)})
+    assert [(task.name, task.exit_status) for task in done] == [("runtime", 0), ("test", 1)]
+    assert "FAILED (failures=1)" in done[1].output
 
 
 def test_a_package_of_tests_and_a_src_folder_are_found(tmp_path: Path) -> None:
-    (done,) = do(
+    done = do(
         tmp_path,
         {
-            "setup.cfg": "[metadata]\nname = x\n",
             "src/engine.py": "answer = 42\n",
             "tests/__init__.py": "",
             "tests/test_engine.py": "import unittest, engine\nclass T(unittest.TestCase):\n"
             "    def test_it(self): self.assertEqual(engine.answer, 42)\n",
         },
     )
-    assert done.exit_status == 0, done.output
-    assert "-s tests -t ." in done.output
-
-
-def test_pytest_is_used_if_the_project_uses_it(tmp_path: Path) -> None:
-    # This project contains a fake pytest, so that the test needs neither an installed one nor a network.
-    (done,) = do(
-        tmp_path,
-        {
-            "pyproject.toml": "[tool.pytest.ini_options]\n",
-            "pytest.py": "import sys\nif __name__ == '__main__': print('arguments', sys.argv[1:])\n",
-            "tests/test_x.py": "import pytest\n",
-        },
-        arguments={"args": "-k login *"},
-    )
-    assert done.exit_status == 0, done.output
-    assert "gibil: found pyproject.toml with pytest → python3 -m pytest -k login *\n" in done.output
-    assert "arguments ['-k', 'login', '*']" in done.output
-
-
-def test_tests_that_need_an_unavailable_pytest_fail_with_an_explanation(tmp_path: Path) -> None:
-    (done,) = do(tmp_path, {"tests/test_x.py": "import pytest\n"}, without=("venv",))
-    assert done.exit_status == 1
-    assert "gibil: the tests need pytest, which is not on this machine and could not be installed" in done.output
-
-
-def test_dependencies_that_cannot_be_installed_are_reported_and_the_tests_still_run(tmp_path: Path) -> None:
-    (done,) = do(
-        tmp_path,
-        {"requirements.txt": "surely-not-there==99\n", "tests/test_sums.py": UNITTEST.format(answer=2)},
-    )
-    assert "gibil: installing → pip install -r requirements.txt" in done.output
-    assert "gibil: that could not be installed; going on with what the machine has" in done.output
-    assert done.exit_status == 0
+    assert named(done, "test").exit_status == 0, done
+    assert "-s tests -t ." in named(done, "test").output
 
 
 @needs("make")
-def test_a_makefile_takes_precedence(tmp_path: Path) -> None:
-    (done,) = do(
+def test_a_makefile_takes_precedence_and_gets_the_arguments(tmp_path: Path) -> None:
+    done = do(
         tmp_path,
-        {"Makefile": "tests := x\ntest: ; @echo made $(V)\n", "tests/test_sums.py": UNITTEST.format(answer=3)},
+        {"Makefile": "tests := x\ntest: ; @echo made $(V) $(sort b a)\n", "tests/test_sums.py": UNITTEST.format(answer=3)},
         arguments={"args": "V=1"},
     )
-    assert done.exit_status == 0, done.output
-    assert done.output.splitlines() == ["gibil: found Makefile with the target test → make test V=1", "made 1"]
+    test = named(done, "test")
+    assert test.exit_status == 0, test.output
+    assert test.output.splitlines()[-2:] == ["gibil: found Makefile:2 (test) → make test V=1", "made 1 a b"]
 
 
 def test_a_makefile_is_ignored_without_make(tmp_path: Path) -> None:
-    (done,) = do(tmp_path, {"Makefile": "check:\n\ttrue\n", "tests/test_sums.py": UNITTEST.format(answer=2)}, without=("make",))
-    assert done.exit_status == 0, done.output
-    assert "Makefile has the target check, but make is not on this machine; looking further" in done.output
+    done = do(tmp_path, {"Makefile": "check:\n\ttrue\n", "tests/test_sums.py": UNITTEST.format(answer=2)}, without=("make",))
+    assert named(done, "test").exit_status == 0, done
+    assert "make isn't on this machine; looking further" in named(done, "test").output
+
+
+def test_an_argument_is_never_expanded_by_the_shell(tmp_path: Path) -> None:
+    done = do(
+        tmp_path, {"Makefile": "test: ; @echo made\n"}, arguments={"args": "$(touch\tx) `id` *"}, fakes={"make": 'echo "$*"'}
+    )
+    assert named(done, "test").output.splitlines()[-1] == "test $(touch x) `id` *"
+
+
+def test_a_virtual_environment_that_cannot_be_created_fails_the_preparation(tmp_path: Path) -> None:
+    done = do(tmp_path, {"tests/test_x.py": "import pytest\n"}, without=("venv",))
+    assert (done[0].name, done[0].exit_status) == ("runtime", 1)
+    assert "can't create a virtual environment with" in done[0].output
+    assert named(done, "test").exit_status is None
+
+
+def test_dependencies_that_cannot_be_installed_fail_the_preparation_and_no_test_runs(tmp_path: Path) -> None:
+    done = do(tmp_path, {"requirements.txt": "surely-not-there==99\n", "tests/test_sums.py": UNITTEST.format(answer=2)})
+    assert [(task.name, task.exit_status == 0) for task in done[:-1]] == [("runtime", True), ("install", False)]
+    assert "requirements.txt" in done[1].output
+    assert (done[-1].name, done[-1].exit_status) == ("test", None)
 
 
 @needs("npm")
 def test_a_package_json_with_a_test_script_is_run_by_npm(tmp_path: Path) -> None:
-    (done,) = do(
-        tmp_path,
-        {"package.json": '{"name": "x", "scripts": {"test": "node -p 1+41"}}'},
-    )
-    assert done.exit_status == 0, done.output
-    assert "gibil: found package.json with a test script → npm test" in done.output
-    assert "42" in done.output
-    assert "installing" not in done.output
+    done = do(tmp_path, {"package.json": '{"name": "x", "scripts": {"test": "node -p 1+41"}}'})
+    test = named(done, "test")
+    assert test.exit_status == 0, done
+    assert "→ npm test" in test.output
+    assert "42" in test.output
 
 
-@needs("node")
 def test_npms_placeholder_is_not_a_test_script(tmp_path: Path) -> None:
     script = 'echo \\"Error: no test specified\\" && exit 1'
-    (done,) = do(tmp_path, {"package.json": f'{{"scripts": {{"test": "{script}"}}}}'})
-    assert done.exit_status == 1
-    assert "found no way to test this project" in done.output
+    done = do(tmp_path, {"package.json": f'{{"scripts": {{"test": "{script}"}}}}'})
+    assert done[-1].exit_status == 1
+    assert "found no way to test this project" in done[-1].output
 
 
-@needs("node")
 @pytest.mark.parametrize(
-    ("lock", "manager", "installs"),
+    ("lock", "manager", "install"),
+    [("pnpm-lock.yaml", "pnpm", "pnpm install --frozen-lockfile"), ("package-lock.json", "npm", "npm ci")],
+)
+def test_the_lock_file_selects_the_package_manager(lock: str, manager: str, install: str, tmp_path: Path) -> None:
+    files = {
+        "package.json": '{"scripts": {"test": "x"}, "dependencies": {"left-pad": "1"}}',
+        lock: "lockfileVersion: '9.0'\n" if manager == "pnpm" else '{"lockfileVersion": 3, "packages": {}}',
+    }
+    fake = 'test "$1" = --version && echo 9.15.0 || echo "called ${0##*/} $*"'
+    done = do(tmp_path, files, without=("npm", "node"), fakes={manager: fake, "npm": fake, "node": "echo v22.1.0"})
+    assert [task.exit_status for task in done] == [0, 0, 0], done
+    assert f"called {install}" in named(done, "install").output
+    assert re.search(f"called {manager} (run )?test", named(done, "test").output)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "program", "shown"),
     [
-        ("pnpm-lock.yaml", "pnpm", "pnpm install --frozen-lockfile"),
-        ("yarn.lock", "yarn", "yarn install --frozen-lockfile"),
-        ("package-lock.json", "npm", "npm ci --no-audit --no-fund"),
+        ("go.mod", "module x\n\ngo 1.21\n", "go", "go test ./..."),
+        ("Cargo.toml", "[package]\nname = 'x'\nversion = '1.0.0'\n", "cargo", "cargo test"),
     ],
 )
-def test_the_lock_file_selects_the_package_manager(lock: str, manager: str, installs: str, tmp_path: Path) -> None:
-    files = {"package.json": '{"scripts": {"test": "x"}, "dependencies": {"left-pad": "1"}}', lock: ""}
-    (done,) = do(tmp_path, files, without=("npm",), fakes={manager: f'echo "called {manager} $*"'})
-    assert done.exit_status == 0, done.output
-    assert done.output.splitlines() == [
-        f"gibil: installing → {installs}",
-        f"called {installs}",
-        f"gibil: found package.json with a test script and {lock} → {manager} test",
-        f"called {manager} test",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("file", "program", "command"),
-    [("go.mod", "go", "go test ./..."), ("Cargo.toml", "cargo", "cargo test")],
-)
-def test_go_and_rust_are_recognized_and_reported_if_missing(file: str, program: str, command: str, tmp_path: Path) -> None:
+def test_go_and_rust_are_recognized_and_reported_if_missing(
+    file: str, text: str, program: str, shown: str, tmp_path: Path
+) -> None:
     (tmp_path / "with").mkdir()
     (tmp_path / "lacking").mkdir()
-    (done,) = do(tmp_path / "with", {file: ""}, fakes={program: 'echo "called ${0##*/} $*"'})
-    assert done.output.splitlines() == [f"gibil: found {file} → {command}", f"called {command}"]
-    (done,) = do(tmp_path / "lacking", {file: ""})
-    assert done.exit_status == 1
-    assert f"and {program} is not on this machine" in done.output
+    fake = 'case $1 in version) echo go version go1.99.1 ;; --version) echo 1.99.1 ;; *) echo "called ${0##*/} $*" ;; esac'
+    done = do(tmp_path / "with", {file: text, "x_test.go": ""}, fakes={program: fake, "gibil-runtime": "exit 0"})
+    assert done[-1].exit_status == 0, done
+    assert f"called {shown}" in done[-1].output
+    done = do(tmp_path / "lacking", {file: text, "x_test.go": ""})
+    assert (done[0].name, done[0].exit_status, done[-1].exit_status) == ("runtime", 1, None), done
+    assert "can't be installed here; choose an image that has it" in done[0].output
 
 
 def test_an_unknown_project_gets_instructions(tmp_path: Path) -> None:
     (done,) = do(tmp_path, {"README.md": "Hello"})
-    assert done.exit_status == 1
-    assert "gibil: found no way to test this project; add a .gibil.yml with tasks" in done.output
+    assert (done.name, done.exit_status) == ("test", 1)
+    assert "gibil: found no way to test this project" in done.output
+    assert ".gibil.yml" in done.output
 
 
 def test_a_gibil_yml_replaces_all_detection(tmp_path: Path) -> None:
@@ -237,7 +245,7 @@ def test_the_installed_runtime_is_accepted_and_another_is_rejected_by_name(tmp_p
     assert f"gibil: python {have}" in set_up.output
     set_up, task = do(tmp_path / "wrong", {".gibil.yml": own.format("2.9")})
     assert (set_up.exit_status, task.exit_status) == (1, None)
-    assert f"gibil: python 2.9 is requested (.gibil.yml: runtime), but this machine has python3 is {have}" in set_up.output
+    assert f"gibil: python 2.9 is requested (runtime), but this machine has python3 is {have}" in set_up.output
 
 
 def test_a_second_python_becomes_the_python_of_the_tasks(tmp_path: Path) -> None:
@@ -273,35 +281,34 @@ def test_missing_packages_without_root_are_reported_in_one_sentence(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("files", "fakes", "command"),
+    ("files", "command"),
     [
-        ({"ruff.toml": ""}, "ruff", "ruff check ."),
-        ({"pyproject.toml": "[tool.ruff.lint]\n"}, "ruff", "ruff check ."),
-        ({"setup.cfg": "[flake8]\n"}, "flake8", "flake8"),
-        ({".pre-commit-config.yaml": ""}, "pre-commit", "pre-commit run --all-files"),
-        ({"go.mod": ""}, "go", "go vet ./..."),
-        ({"Cargo.toml": ""}, "cargo", "cargo clippy --all-targets -- -D warnings"),
+        ({"ruff.toml": ""}, "uvx ruff check"),
+        ({"pyproject.toml": "[tool.ruff.lint]\n"}, "uvx ruff check"),
+        ({"setup.cfg": "[flake8]\n"}, "uvx flake8"),
+        ({".pre-commit-config.yaml": "repos: []\n"}, "uvx pre-commit run --all-files"),
+        ({"Makefile": "lint: ; @exit 5\n"}, "make lint"),
     ],
 )
-def test_lint_runs_the_linter_that_the_project_is_set_up_for(
-    files: dict[str, str], fakes: str, command: str, tmp_path: Path
-) -> None:
-    (done,) = do(tmp_path, files, word="lint", fakes={fakes: 'echo "called ${0##*/}${*:+ $*}"; exit 5'})
-    assert done.exit_status == 5
-    assert done.output.splitlines()[-1] == f"called {command}"
-    assert done.output.splitlines()[0].endswith(f"→ {command}")
+def test_lint_runs_the_linter_that_the_project_is_set_up_for(files: dict[str, str], command: str, tmp_path: Path) -> None:
+    fake = 'case $1 in --version) echo 1.2.3 ;; -n) ;; *) echo "called ${0##*/} $*"; exit 5 ;; esac'
+    done = do(tmp_path, files, word="lint", fakes={"uv": "echo uv 0.9.1", "uvx": fake, "make": fake})
+    assert (done[-1].name, done[-1].exit_status) == ("lint", 5), done
+    assert f"called {command}" in done[-1].output
 
 
-def test_lint_reports_an_unavailable_linter_and_a_project_without_one(tmp_path: Path) -> None:
-    for folder in ("lacking", "none"):
-        (tmp_path / folder).mkdir()
-    (done,) = do(tmp_path / "lacking", {"ruff.toml": ""}, word="lint", without=("venv",))
-    assert done.exit_status == 1
-    assert "gibil: found ruff.toml, but ruff is not on this machine and could not be installed" in done.output
-    (done,) = do(tmp_path / "none", {"README.md": "Hello"}, word="lint")
-    assert done.exit_status == 0
-    assert "found no linter that this project is set up for" in done.output
-    assert done.nothing_to_do.startswith("found no linter that this project is set up for; add a target lint to")
+def test_a_linter_that_cannot_be_made_available_fails_the_run(tmp_path: Path) -> None:
+    done = do(tmp_path, {"Makefile": "lint: ; ruff check\n"}, word="lint", fakes={"make": 'test "$1" = -n && echo ruff check'})
+    assert (done[-1].name, done[-1].exit_status) == ("lint", 1), done
+    assert "gibil: found Makefile:1 (lint), but ruff isn't on this machine; looking further" in done[-1].output
+    assert done[-1].nothing_to_do == ""
+
+
+def test_lint_of_a_project_without_linters_has_nothing_to_do(tmp_path: Path) -> None:
+    (done,) = do(tmp_path, {"README.md": "Hello"}, word="lint")
+    assert (done.name, done.exit_status) == ("lint", 0)
+    assert done.nothing_to_do.startswith("found no linter that this project is set up for")
+    assert "; add a target lint to" in done.nothing_to_do
 
 
 def test_an_installed_package_has_the_workflows_and_the_shell_programs(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_an_expression_in_an_environment_is_reported_with_a_replacement(value: s
         ".gibil.yml": f"tasks: [{{run: x}}]\n\nenv: {{K: '{value}'}}\n",
     }[where]
     ((_, problem),) = problems_of(text, ".gibil.yml" if where == ".gibil.yml" else "w.yml")
-    assert "expressions are evaluated only in if: and concurrency.group" in problem
+    assert "expressions are evaluated only in if:, concurrency.group and the keys of caches" in problem
     assert instead in problem
 
 
@@ -157,8 +157,13 @@ def test_expressions_are_allowed_where_they_are_evaluated_and_in_prose() -> None
         ("on: {pull_request: [labeled]}\ntasks: [{run: x}]\n", "'labeled' is not an event that starts a workflow"),
         ("on: pull_request\njobs: {}\n", "write its steps under tasks"),
         ("on: pull_request\nstrategy: {}\ntasks: [{run: x}]\n", "there is no matrix"),
-        ("on: pull_request\ncache: pip\ntasks: [{run: x}]\n", "caches are not supported yet"),
-        ("on: pull_request\nservices: {}\ntasks: [{run: x}]\n", "services belong in the repository's .gibil.yml"),
+        ("on: pull_request\ntasks: [{run: x, cache: pip}]\n", "it belongs at the top of the file"),
+        ("on: pull_request\ntasks: [{run: x, services: {}}]\n", "it belongs at the top of the file"),
+        ("on: pull_request\ncheckout: {fetch-depth: 0}\ntasks: [{run: x}]\n", "its name here is depth"),
+        ("on: pull_request\ncheckout: {fetch-tags: true}\ntasks: [{run: x}]\n", "its name here is tags"),
+        ("on: pull_request\ncheckout: {token: x}\ntasks: [{run: x}]\n", "machines get no GitHub token"),
+        ("on: pull_request\ntasks: [{uses: actions/cache@v4}]\n", "write cache: [{path: …, key: …}]"),
+        ("on: pull_request\ntasks: [{uses: ruby/setup-ruby@v1}]\n", "write runtime: {ruby: '3.3'}"),
         ("on: pull_request\npermissions: {}\ntasks: [{run: x}]\n", "machines get no GitHub token"),
         ("on: pull_request\ntasks: [{uses: actions/checkout@v4}]\n", "not needed"),
         ("on: pull_request\ntasks: [{uses: actions/upload-artifact@v4}]\n", "artifacts are not stored yet"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gibil_bot.caps import Caps
 from gibil_bot.errors import UsageError
-from gibil_bot.model import Command, MachinePlan, Plan, Trust
+from gibil_bot.model import Cache, Checkout, Command, MachinePlan, Plan, Trust
 from gibil_bot.planning.expressions import GITHUB_NAMES
 from gibil_bot.planning.plan import (
     Catalogue,
@@ -166,6 +166,162 @@ def test_help_lists_commands_inputs_and_their_source() -> None:
     (entry,) = commands(known({"x.yml": INPUTS.encode(), "p.yml": b"on: pull_request\ntasks: [{run: x}]"}))
     assert (entry.word, entry.title, entry.path) == ("x", "x", "workflows/x.yml")
     assert [declared.name for declared in entry.inputs] == ["target", "dry-run", "workers", "label", "note"]
+
+
+# --- detected tasks ----------------------------------------------------------------------------------------------------
+
+DETECTS = b"on: {command: test}\ntasks: [{name: test, uses: .gibil.yml, detect: test}]\n"
+
+
+def test_a_task_that_detects_is_planned_without_a_script() -> None:
+    (plan,) = for_command(known({"test.yml": DETECTS}), Command(word="test"), facts())
+    assert [(task.name, task.run, task.detect, task.kind) for task in plan.tasks] == [("test", "", "test", "run")]
+    assert plan.detected is None
+    assert json.loads(json.dumps(plan_view(plan)))["tasks"][0]["detect"] == "test"
+
+
+def test_a_repositorys_own_tasks_replace_detection_and_its_set_up_precedes_it() -> None:
+    (own,) = for_command(known({"test.yml": DETECTS}, {".gibil.yml": OWN_FILE}), Command(word="test"), facts())
+    assert [(task.name, task.detect, task.kind) for task in own.tasks] == [
+        ("set up", "", "prepare"), ("one", "", "run"), ("two", "", "run"),
+    ]  # fmt: skip
+    set_up = {".gibil.yml": b"runtime: {node: '22'}"}
+    (plan,) = for_command(known({"test.yml": DETECTS}, set_up), Command(word="test"), facts())
+    assert [(task.name, task.detect, task.kind) for task in plan.tasks] == [("set up", "", "prepare"), ("test", "test", "run")]
+
+
+def test_a_file_can_mark_preparation_and_ask_for_a_terminal() -> None:
+    own = b"tasks: [{name: deps, prepare: true, run: x}, {name: test, tty: true, run: y}]"
+    (plan,) = for_command(known({"test.yml": DETECTS}, {".gibil.yml": own}), Command(word="test"), facts())
+    assert [(task.kind, task.tty) for task in plan.tasks] == [("prepare", False), ("run", True)]
+
+
+@pytest.mark.parametrize(
+    ("path", "data", "problem"),
+    [
+        ("w.yml", b"on: pull_request\ntasks: [{run: x, detect: test}]", "a task has either run or detect"),
+        ("w.yml", b"on: pull_request\ntasks: [{detect: tests}]", "'tests' is not one of test, lint"),
+        (".gibil.yml", b"tasks: [{detect: test}]", "only a workflow's task can detect"),
+    ],
+)
+def test_a_wrong_detect_is_rejected(path: str, data: bytes, problem: str) -> None:
+    assert problem in str(check_files({path: data})[0])
+
+
+# --- keys of both files ------------------------------------------------------------------------------------------------
+
+
+def test_a_workflow_describes_its_set_up_with_the_same_keys_as_a_repository_file() -> None:
+    set_up = "runtime: {python: '3.12'}\npackages: [jq]\nservices: {cache: {image: redis}}\n"
+    plan = one(f"on: {{command: x}}\n{set_up}tasks: [{{name: before, run: a}}, {{name: after, run: b}}]")
+    assert [(task.name, task.kind) for task in plan.tasks] == [
+        ("set up", "prepare"), ("services", "prepare"), ("before", "run"), ("after", "run"),
+    ]  # fmt: skip
+    (same,) = for_command(
+        known(
+            {"x.yml": b"on: {command: x}\ntasks: [{uses: .gibil.yml}]"}, {".gibil.yml": f"{set_up}tasks: [{{run: a}}]".encode()}
+        ),
+        Command(word="x"),
+        facts(),
+    )
+    assert [task.run for task in same.tasks[:2]] == [task.run for task in plan.tasks[:2]]
+
+
+def test_the_repository_file_overrides_the_workflows_set_up_key_by_key() -> None:
+    yaml = """
+on: {command: x}
+runtime: {python: '3.12', node: '20'}
+packages: [jq]
+services: {cache: {image: 'redis:7'}, db: {image: 'postgres:15', env: {POSTGRES_PASSWORD: a}}}
+checkout: {depth: 1, lfs: true, submodules: recursive}
+cache: [{path: a, key: a}]
+tasks: [{name: before, run: x}, {uses: .gibil.yml}]
+"""
+    own = b"""
+runtime: {node: '22', rust: '1.85'}
+packages: [make]
+services: {cache: {image: 'redis:8'}}
+checkout: {depth: 10, tags: false, submodules: false}
+cache: [{path: b, key: b}]
+tasks: [{run: y}]
+"""
+    plan = one(yaml, repository={".gibil.yml": own})
+    assert [task.name for task in plan.tasks] == ["set up", "services", "before", "y"]
+    script = plan.tasks[0].run
+    for word in ("want python 3.12 ", "want node 22 ", "want rust 1.85 ", "packages=make"):
+        assert word in script
+    assert "jq" not in script
+    assert "redis:8" in plan.tasks[1].run
+    assert "postgres:15" in plan.tasks[1].run
+    assert plan.checkout == Checkout(depth=10, lfs=True, submodules="false", tags=False)
+    assert plan.caches == (Cache(path=("b",), key="b"),)
+    none = one(yaml, repository={".gibil.yml": b"runtime: none\ntasks: [{run: y}]"})
+    assert "want " not in none.tasks[0].run
+    assert none.checkout.depth == 1
+    assert none.caches == (Cache(path=("a",), key="a"),)
+
+
+def test_without_checkout_the_whole_history_and_its_tags_are_checked_out() -> None:
+    assert one("on: {command: x}\ntasks: [{run: x}]").checkout == Checkout(depth=0, submodules="false", lfs=False, tags=True)
+
+
+def test_services_of_both_files_cannot_share_a_port() -> None:
+    yaml = "on: {command: x}\nservices: {a: {image: redis}}\ntasks: [{uses: .gibil.yml}]"
+    with pytest.raises(UsageError, match="the services 'a' and 'b' both have the port 6379"):
+        one(yaml, repository={".gibil.yml": b"services: {b: {image: redis}}\ntasks: [{run: x}]"})
+
+
+def test_services_of_a_workflow_are_checked_too() -> None:
+    yaml = b"on: {command: x}\nservices: {search: {image: 'elasticsearch:8', ports: [9200]}}\ntasks: [{run: x}]"
+    with pytest.raises(UsageError, match=r"x can't run here: workflows/x.yml:2:12: the service 'search': local machines"):
+        for_command(
+            known({"x.yml": yaml}),
+            Command(word="x"),
+            replace(facts(), service_capabilities=ServiceCapabilities(containers=False)),
+        )
+
+
+def test_the_keys_of_caches_are_bound_except_for_hashes_of_files() -> None:
+    yaml = """
+on: {command: x}
+inputs: {browser: {default: firefox}}
+cache:
+  - path: |
+      ~/.npm
+      !~/.npm/_logs
+    key: ${{ runner.os }}-${{ inputs.browser }}-${{ github.base_ref }}-${{ hashFiles( 'a/package-lock.json','**/x.lock' ) }}
+    restore-keys: |
+      ${{ runner.os }}-${{ inputs.browser }}-
+      ${{ runner.os }}-
+tasks: [{run: x}]
+"""
+    assert one(yaml).caches == (
+        Cache(
+            path=("~/.npm", "!~/.npm/_logs"),
+            key="Linux-firefox-main-${{ hashFiles('a/package-lock.json', '**/x.lock') }}",
+            restore_keys=("Linux-firefox-", "Linux-"),
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("cache", "problem"),
+    [
+        ("{path: a}", "a cache needs the key 'key'"),
+        ("{key: a}", "a cache needs the key 'path'"),
+        ("{path: ../a, key: a}", "'../a' contains '..'"),
+        ("{path: a, key: \"${{ hashFiles('../x') }}\"}", "hashFiles(): '../x' has to be a path inside the checkout"),
+        ("{path: a, key: \"${{ hashFiles('/etc/passwd') }}\"}", "has to be a path inside the checkout"),
+        ('{path: a, key: "${{ hashFiles(github.ref) }}"}', "expected hashFiles('pattern', …)"),
+        ('{path: a, key: "${{ inputs.nope }}"}', "there is no input 'nope'"),
+        ('{path: a, key: "${{ secrets.KEY }}"}', "'secrets' is unknown"),
+        ('{path: a, key: a, restore-keys: "${{ always() }}"}', "are allowed only in if:"),
+        ("{path: a, key: a, fail-on-cache-miss: true}", "a missing cache never fails a run"),
+    ],
+)
+def test_a_wrong_cache_is_reported(cache: str, problem: str) -> None:
+    found = check_files({"w.yml": f"on: {{command: w}}\ncache: [{cache}]\ntasks: [{{run: x}}]\n".encode()})
+    assert [problem in str(each) for each in found] == [True]
 
 
 # --- what a plan contains ----------------------------------------------------------------------------------------------

@@ -23,10 +23,12 @@ from gibil_bot.model import (
     CommentCreated,
     CommentUpdate,
     Conclusion,
+    DetectedProject,
     Notification,
     Person,
     Plan,
     PullRequest,
+    Quote,
     ReactionUpdate,
     Refusal,
     Refusals,
@@ -124,6 +126,82 @@ RED = (
     ),
     result(2, TaskStatus.SKIPPED, detail="an earlier task failed", started_at=None, finished_at=None),
 )
+
+
+# --- a failed preparation ------------------------------------------------------------------------------------------
+
+CI = Quote(command="uv run --locked tox run", path=".github/workflows/tests.yaml", line=42)
+DETECTED = DetectedProject(purpose="test", quotes=(CI,), suggestion="tasks:\n  - { name: test, run: tox }\n")
+KINDS = (("runtime", "prepare"), ("install", "prepare"), ("test", "run"))
+PREPARED = tuple(TaskPlan(name=name, run="x", kind=kind) for name, kind in KINDS)
+UNPREPARED = (
+    result(0, TaskStatus.SUCCESS),
+    result(1, TaskStatus.FAILURE, exit_status=1, tail="no such package"),
+    result(2, TaskStatus.SKIPPED, detail="the preparation failed", started_at=None, finished_at=None),
+)
+
+
+def test_a_failed_preparation_is_not_reported_as_failed_tests() -> None:
+    failed = finished(Conclusion.FAILURE, *UNPREPARED, plan={"tasks": PREPARED, "detected": DETECTED})
+    assert output(failed)["title"] == "The preparation failed (install) in 1 min 12 s; the tests didn't run"
+    for text in (output(failed)["summary"], comment_body(failed)):
+        assert "The **preparation** failed: what the project needs could not be installed. The tests didn't run" in text
+        assert "Its CI runs `uv run --locked tox run` (`.github/workflows/tests.yaml:42`)." in text
+        fold = text[text.index("<details>") : text.index("</details>")]
+        assert "```text\ntasks:\n  - { name: test, run: tox }\n```" in fold
+        assert "| ⏭️ | `test` |  | `the preparation failed` |" in text
+    assert "no such package" in output(failed)["text"]
+
+
+def test_failed_tests_are_not_reported_as_a_failed_preparation() -> None:
+    red = (result(0, TaskStatus.SUCCESS), result(1, TaskStatus.SUCCESS), result(2, TaskStatus.FAILURE, exit_status=1))
+    failed = finished(Conclusion.FAILURE, *red, plan={"tasks": PREPARED, "detected": DETECTED})
+    assert output(failed)["title"] == "test failed in 1 min 12 s"
+    for text in (output(failed)["summary"], comment_body(failed)):
+        assert "preparation" not in text
+        assert "tox" not in text
+
+
+def test_a_failed_set_up_of_a_repositorys_file_is_a_failed_preparation_too() -> None:
+    failed = finished(Conclusion.FAILURE, *UNPREPARED, plan={"tasks": PREPARED})
+    assert output(failed)["title"].startswith("The preparation failed (install) in 1 min 12 s; the other tasks didn't run")
+    assert "<details>" not in comment_body(failed)
+
+
+def test_a_project_without_tests_is_answered_with_its_ci_and_a_file_to_start_from() -> None:
+    red = (result(0, TaskStatus.FAILURE, exit_status=1, tail="x"),)
+    more = tuple(replace(CI, line=line) for line in range(9))
+    detected = replace(DETECTED, problem="found no way to test this project", quotes=more)
+    failed = finished(Conclusion.FAILURE, *red, plan={"tasks": (TaskPlan(name="test", run="x"),), "detected": detected})
+    for text in (output(failed)["summary"], comment_body(failed)):
+        assert "Found no way to test this project." in text
+        assert text.count("- `uv run --locked tox run` (") == 5
+        assert "<details>" in text
+    assert output(failed)["title"] == "test failed in 1 min 12 s"
+
+
+def test_a_project_without_linters_is_neutral_and_not_scolded() -> None:
+    idle = (result(0, TaskStatus.SKIPPED, exit_status=0, detail="found no linter"),)
+    detected = DetectedProject(purpose="lint", problem="found no linter")
+    neutral = finished(Conclusion.NEUTRAL, *idle, plan={"tasks": (TaskPlan(name="lint", run="x"),), "detected": detected})
+    assert output(neutral)["title"] == "Nothing to do: found no linter"
+    assert "preparation" not in comment_body(neutral)
+
+
+@pytest.mark.parametrize(
+    "text", ["</details><script>@everyone #1", "`" * 50, "```\n@ada", "\x1b[31m\u202e|\n\n# x", "x" * 100_000]
+)
+def test_quotes_and_suggestions_stay_harmless_text(text: str) -> None:
+    quotes = tuple(Quote(command=text, path=text, line=1) for _ in range(30))
+    detected = DetectedProject(purpose="test", quotes=quotes, suggestion=text, problem=text)
+    failed = finished(Conclusion.FAILURE, *UNPREPARED, plan={"tasks": PREPARED, "detected": detected})
+    body = comment_body(failed)
+    assert size(body) < 20_000
+    assert "\u202e" not in body
+    outside = re.sub(r"(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)", "", body, flags=re.DOTALL)
+    for active in ("<script", "@everyone", "@ada"):
+        assert active not in outside
+    assert outside.count("<details>") == outside.count("</details>") == 1
 
 
 def test_blocked_hosts_are_listed_once_and_escaped() -> None:

@@ -45,6 +45,9 @@ class SqliteRuns:
     async def save_note(self, claim: Claim, note: str) -> None:
         await self._threads.write(partial(save_note, claim=claim, note=note))
 
+    async def save_plan(self, claim: Claim, plan: Plan) -> None:
+        await self._threads.write(partial(save_plan, claim=claim, plan=plan))
+
     async def save_task(self, claim: Claim, result: TaskResult) -> None:
         await self._threads.write(partial(save_task, claim=claim, result=result))
 
@@ -170,6 +173,10 @@ def save_machine(db: sqlite3.Connection, topics: set[str], claim: Claim, machine
 
 def save_note(db: sqlite3.Connection, topics: set[str], claim: Claim, note: str) -> None:
     _write(db, topics, claim, "note = ?", note)
+
+
+def save_plan(db: sqlite3.Connection, topics: set[str], claim: Claim, plan: Plan) -> None:
+    _write(db, topics, claim, "plan = ?", msgspec.json.encode(plan))
 
 
 def save_task(db: sqlite3.Connection, topics: set[str], claim: Claim, result: TaskResult) -> None:
