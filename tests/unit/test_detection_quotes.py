@@ -126,6 +126,7 @@ runtime:
   python: "3.13"
 tasks:
   - name: install
+    prepare: true
     run: |
       python3 -m venv "$RUNNER_TEMP/venv"
       . "$RUNNER_TEMP/venv/bin/activate"
@@ -147,6 +148,7 @@ def test_without_facts_the_suggestion_is_the_ci() -> None:
 # .github/workflows/ci.yml:5 runs this
 tasks:
   - name: install
+    prepare: true
     run: apt-get install -y fpc
   - name: test
     run: ./scripts/run-tests --all
