@@ -2,7 +2,7 @@
 # Functions that install Python packages into the virtual environment, with uv if this machine has it.
 
 pip_install() {
-    if command -v uv >/dev/null 2>&1; then
+    if test -z "${without_uv-}" && command -v uv >/dev/null 2>&1; then
         uv pip install "$@"
     else
         # Dependency groups need pip 25.1.
@@ -31,6 +31,12 @@ resolve() {
         say "that can't be installed in the versions of the lock file; trying others"
         unset UV_CONSTRAINT PIP_CONSTRAINT
         if pip_install "${all[@]}"; then return 0; fi
+    fi
+    if test -z "${without_uv-}" && command -v uv >/dev/null 2>&1; then
+        say "uv can't install this; trying pip"
+        without_uv=1
+        if pip_install "${all[@]}"; then return 0; fi
+        without_uv=
     fi
     test -n "$optional" || return 1
     say "that can't be installed together; trying again without the optional parts"

@@ -14,6 +14,7 @@ from gibil_bot.detection.detect import WANTED_FILES, detect, wanted
 from gibil_bot.detection.detected import Detection
 from gibil_bot.detection.facts import Candidate, Evidence, Facts, Runtime, Step
 from gibil_bot.detection.project import Project
+from gibil_bot.scripts.templates import text
 from tests.doubles.patience import patient
 
 BASH = shutil.which("bash") or "/bin/bash"
@@ -235,8 +236,8 @@ def machine(folder: Path, programs: dict[str, str]) -> str:
     place.mkdir()
     for name in ("sed", "head", "cat", "mkdir", "rm", "awk"):
         (place / name).symlink_to(shutil.which(name) or name)
-    for name, text in programs.items():
-        (place / name).write_text(f"#!{BASH}\n{text}\n")
+    for name, content in programs.items():
+        (place / name).write_text(f"#!{BASH}\n{content}\n")
         (place / name).chmod(0o755)
     return str(place)
 
@@ -284,8 +285,6 @@ PIP = "\n".join(
 
 def install(step: str, folder: Path) -> tuple[int, str, list[str]]:
     path = machine(folder, {"uv": PIP, "python": "exit 1"})
-    from gibil_bot.scripts.templates import text
-
     done = bash(f"{text('detect_begin')}{text('detect_pip')}{step}\n", folder, path=path)
     calls = folder / "calls"
     return done.returncode, done.stdout, calls.read_text().splitlines() if calls.exists() else []
@@ -301,6 +300,16 @@ def test_requirements_are_resolved_together_and_optional_parts_that_fail_are_nam
         "uv pip install -r broken.txt",
     ]
     assert "gibil: going on without -r broken.txt, which can't be installed" in output
+
+
+def test_pip_replaces_uv_where_uv_reaches_no_index(tmp_path: Path) -> None:
+    path = machine(tmp_path, {"uv": "exit 2", "python": 'echo "$*" >>"$HOME/calls"'})
+    script = f"{text('detect_begin')}{text('detect_pip')}resolve -e . + --group test\n"
+    assert bash(script, tmp_path, path=path).returncode == 0
+    assert (tmp_path / "calls").read_text().splitlines() == [
+        "-m pip install --quiet --disable-pip-version-check --upgrade pip",
+        "-m pip install --disable-pip-version-check -e . --group test",
+    ]
 
 
 def test_a_project_that_cannot_be_installed_fails_the_preparation(tmp_path: Path) -> None:
