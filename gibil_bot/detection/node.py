@@ -515,10 +515,9 @@ def _build_first(project: Project, scripts: dict[str, str], test: str, manager: 
 
 
 def _environment(manifest: dict[str, Any], manager: Manager) -> dict[str, str]:
-    env = {"COREPACK_ENABLE_DOWNLOAD_PROMPT": "0"}
-    if manager.name == "npm":
-        env["npm_config_update_notifier"] = "false"
-    elif manager.berry:
+    # a machine may have corepack's programs in place of the managers themselves
+    env = {"COREPACK_ENABLE_DOWNLOAD_PROMPT": "0"} if manager.name in ("pnpm", "yarn") else {}
+    if manager.berry:
         env["YARN_ENABLE_TELEMETRY"] = "0"
     depends = {**table(manifest.get("dependencies")), **table(manifest.get("devDependencies"))}
     if "cypress" in depends and not re.search(r"\bcypress\b", string(table(manifest.get("scripts")).get("test"))):

@@ -386,6 +386,11 @@ def test_a_browser_that_the_tests_dont_use_isnt_downloaded() -> None:
     assert "CYPRESS_INSTALL_BINARY" not in facts({"package.json": manifest}).env
 
 
+def test_the_environment_is_only_what_the_manager_needs() -> None:
+    assert facts({"package.json": {}}).env == {}
+    assert facts({"package.json": {"packageManager": "pnpm@9.1.0"}}).env == {"COREPACK_ENABLE_DOWNLOAD_PROMPT": "0"}
+
+
 def test_another_manager_that_a_script_calls_is_installed_if_possible() -> None:
     scripts = {"test": "yarn build && jest", "build": "tsc", "release": "pnpm publish"}
     found = facts({"package.json": {"scripts": scripts, "dependencies": {"a": "1"}}}, "package-lock.json")
