@@ -153,6 +153,9 @@ async def store_runtimes(settings: Settings, factory: MachineFactory) -> AsyncIt
             yield label, None, str(error) or "it takes too long"
         else:
             yield label, tree, ""
+    # Builds the base tree that contains them now, instead of when a user waits for a machine.
+    with contextlib.suppress(GibilError):
+        await factory.provider.probe()
 
 
 async def _keep_runtimes(settings: Settings, factory: MachineFactory) -> None:

@@ -27,7 +27,7 @@ _NAME_OF_TREE = "cd /opt/gibil && ls -td {name}-[0-9]* 2>/dev/null | head -n 1"
 async def fill(
     factory: MachineFactory, store: RuntimeStore, name: str, version: str, owner: str, egress_allow: tuple[str, ...] = ()
 ) -> str | None:
-    """Store a runtime unless a stored one satisfies; return the entry's name, or None for what isn't a tree of its own.
+    """Store a runtime unless a stored one satisfies; return the entry's name, or None for what isn't installed as one tree.
 
     None also if the host's own program satisfies. Raises ProviderError if it can't be obtained, with the sentence of
     `gibil-runtime`, and what creating a machine raises.
