@@ -44,7 +44,20 @@ def test_the_host_field_of_http_is_read_without_its_port() -> None:
         b"SSH-2.0-OpenSSH_9.2\r\n",
         b"\0" * 100,
     ],
-    ids=lambda data: f"{len(data)} bytes",
+    ids=[
+        "two-hosts",
+        "space",
+        "ip",
+        "long",
+        "body",
+        "no-hello",
+        "empty-record",
+        "long-record",
+        "crumbs",
+        "zero",
+        "ssh",
+        "other",
+    ],
 )
 def test_anything_ambiguous_names_no_host(data: bytes) -> None:
     first = read_first_bytes(data)
@@ -52,7 +65,9 @@ def test_anything_ambiguous_names_no_host(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"\x16\x03\x01\x40\x00\x01\x00\x3f\xff", b"GET / HTTP/1.1\r\nHost:" + b" " * MOST_BYTES, b"GET /"]
+    "data",
+    [b"\x16\x03\x01\x40\x00\x01\x00\x3f\xff", b"GET / HTTP/1.1\r\nHost:" + b" " * MOST_BYTES, b"GET /"],
+    ids=["tls", "spaces", "line"],
 )
 def test_reading_ends_at_a_bound_and_takes_no_time(data: bytes) -> None:
     data += b"a" * MOST_BYTES
