@@ -37,8 +37,8 @@ def line(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, local_machine
 def test_concurrent_users_whose_commands_are_killed_get_answers_and_leave_nothing(line: CommandLine) -> None:
     with ThreadPoolExecutor() as people:
         answers = [answer for each in people.map(lambda seed: one_user(line, seed), range(USERS)) for answer in each]
-    assert {answer for answer in answers if answer not in WHAT_MAY_HAPPEN} == set()
-    assert None in answers
+    assert [answer for answer in answers if answer[0] not in WHAT_MAY_HAPPEN] == []
+    assert None in {code for code, *_ in answers}
     line.json("destroy", "--all")
     for record in (line.data_dir / FOLDER).iterdir():  # stays for a minute if its creator was killed early
         os.utime(record, (0, 0))
@@ -49,10 +49,10 @@ def test_concurrent_users_whose_commands_are_killed_get_answers_and_leave_nothin
     assert Groups(find_hierarchies(), groups_prefix(line.paths)).leftovers() == []
 
 
-def one_user(line: CommandLine, seed: int) -> list[str | None]:
-    """Return the error codes of one user's commands; the user doesn't coordinate with others."""
+def one_user(line: CommandLine, seed: int) -> list[tuple[str | None, str, str]]:
+    """Return (error code, command, message) for a user's commands; the user doesn't coordinate with others."""
     dice = random.Random(seed)
-    answers: list[str | None] = []
+    answers: list[tuple[str | None, str, str]] = []
     for _ in range(COMMANDS):
         name = dice.choice(NAMES)
         command = dice.choice(
@@ -82,5 +82,6 @@ def one_user(line: CommandLine, seed: int) -> list[str | None]:
         )  # Python itself prints one if it is interrupted while it starts
         if stdout or not is_signalled:
             answer = json.loads(stdout)
-            answers.append(answer.get("code") if isinstance(answer, dict) else None)
+            failure = answer if isinstance(answer, dict) and "code" in answer else {}
+            answers.append((failure.get("code"), " ".join(command), str(failure.get("error", ""))))
     return answers
