@@ -60,6 +60,10 @@ async def test_what_an_untrusted_run_leaves_is_used_only_for_the_same_commit(pla
     assert again.statuses == ["skipped", "success"]  # the same code has the same machine
     assert "PLANTED" in again.output
 
+    place.commit({"source": "harmless\n"})
+    later = await place.run(install=planted, test="true", trust=Trust.UNTRUSTED, number=5)
+    assert later.statuses == ["success", "success"]
+
     # The tasks and files are the same, so only the scope can keep that machine from being used.
     others: list[dict[str, Any]] = [
         {"trust": Trust.UNTRUSTED, "number": 6},
@@ -68,12 +72,9 @@ async def test_what_an_untrusted_run_leaves_is_used_only_for_the_same_commit(pla
         {"trust": Trust.TRUSTED, "number": 5},  # approved since
     ]
     for words in others:
-        other = await place.run(install=planted, test="true", **words)
+        other = await place.run(hostile, install=planted, test="true", **words)
         assert other.statuses == ["success", "success"], words
-    assert [info.parent for info in await place.provider.layers()] == [None] * 4
-    place.commit({"source": "harmless\n"})
-    later = await place.run(install=planted, test="true", trust=Trust.UNTRUSTED, number=5)
-    assert later.statuses == ["success", "success"]
+    assert [info.parent for info in await place.provider.layers()] == [None] * 5
 
 
 async def test_an_untrusted_run_reads_the_trusted_machine_and_never_changes_it(place: Workshop) -> None:
