@@ -43,6 +43,8 @@ ROWS: dict[str, tuple[Words | None, Words]] = {
     "init": ((), ("--provider", "aws")),
     "serve": (None, ("--port", "eighty")),
     "doctor": (None, ()),
+    "cache list": ((), ("--nonsense",)),
+    "cache clear": ((), ("--nonsense",)),
     "check": (("good.yml",), ("bad.yml",)),
     "detect": ((), ("absent",)),
     "plan": (("good.yml", "--event", "comment.json"), ("good.yml", "--event", "bad.yml")),

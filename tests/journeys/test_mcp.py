@@ -114,7 +114,7 @@ def test_a_failing_command_is_a_result_and_a_failing_tool_an_error(agent: Agent)
     assert agent.call("vm_bash", command="pwd", working_dir="/tmp")["stdout"] == "/tmp\n"
     assert refusal(agent, "vm_bash", command="pwd", working_dir="/no'where")[0] == "FILE_NOT_FOUND"
     blocked = agent.call(
-        "vm_bash", command="python3 -c 'import urllib.request as u; u.urlopen(\"https://10.9.8.7/\")' 2>/dev/null"
+        "vm_bash", command="python3 -c 'import urllib.request as u; u.urlopen(\"https://10.9.8.7/\", timeout=1)' 2>/dev/null"
     )
     assert blocked["stderr"].startswith("gibil: blocked because they are not public: 10.9.8.7:443; the operator can allow")
     late = agent.call("vm_bash", command="echo before; sleep 611 & sleep 612", timeout_ms=300)
