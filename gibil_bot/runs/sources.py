@@ -22,6 +22,7 @@ from gibil_bot.ssh.answers import last_line
 
 CLONE_TIMEOUT_S = 900.0
 TRIES = 3
+INCOMPLETE_HISTORY = "The checkout lacks objects of its history, so only the commit was sent, without history and tags."
 REVOKE_WITHIN_S = 10.0
 """A token that can't be revoked in that time expires within the hour."""
 
@@ -194,28 +195,44 @@ class LocalBundle:
     async def send(self, shell: Shell) -> tuple[str, ...]:
         """Copy the commit to WORKSPACE; return notes. A shallow checkout stays shallow. Raises SourceError."""
         await shell.run("mkdir -p /root/.gibil")
+        notes: tuple[str, ...] = ()
         try:
             base = next(iter(await self._listed("refs/remotes/origin")), "").removeprefix("refs/remotes/origin/")
             if await git.text("rev-parse", "--is-shallow-repository", git_dir=self._repository) == "true":
-                remote_path = "/root/.gibil/source.git"
-                await shell.put(f"{remote_path}.tar", self._shallow_copy())
-                unpacked = await shell.run(
-                    "cd /root/.gibil && tar -xf source.git.tar && rm source.git.tar && test -d source.git"
-                )
-                if unpacked.exit_status != 0:
-                    raise SourceError(
-                        "The checkout could not be unpacked on the machine: check its free disk space and that it has tar"
-                    )
+                remote_path = await self._send_copy(shell, self._shallow_copy())
             else:
                 remote_path = "/root/.gibil/source.bundle"
-                await shell.put(remote_path, self._bundle())
+                try:
+                    await shell.put(remote_path, self._bundle())
+                except GitError as error:
+                    if self._promisor is not None:
+                        raise
+                    remote_path = await self._send_commit(shell, error)
+                    base, notes = "", (INCOMPLETE_HISTORY,)
         except GitError as error:
             why = explained(error, self._promisor)
             raise SourceError(f"The checkout could not be packed: {why.message}", stderr=error.stderr) from error
         result = await shell.run(clone.bundle_script(path=remote_path, sha=self._sha, base=base), timeout_s=CLONE_TIMEOUT_S)
         if result.exit_status != 0:
             raise SourceError(f"The checkout could not be unpacked on the machine: {last_line(result.stderr)}")
-        return clone.notes_of_clone(result.stdout)
+        return (*notes, *clone.notes_of_clone(result.stdout))
+
+    async def _send_commit(self, shell: Shell, problem: GitError) -> str:
+        """Send the commit without its history, which can't be packed. Raises `problem` if the commit can't be packed either."""
+        try:
+            return await self._send_copy(shell, self._shallow_copy(depth=1))
+        except GitError:
+            raise problem from None
+
+    async def _send_copy(self, shell: Shell, data: AsyncIterator[bytes]) -> str:
+        """Send a bare repository; return its path on the machine. Raises GitError."""
+        await shell.put("/root/.gibil/source.git.tar", data)
+        unpacked = await shell.run("cd /root/.gibil && tar -xf source.git.tar && rm source.git.tar && test -d source.git")
+        if unpacked.exit_status != 0:
+            raise SourceError(
+                "The checkout could not be unpacked on the machine: check its free disk space and that it has tar"
+            )
+        return "/root/.gibil/source.git"
 
     async def _bundle(self) -> AsyncIterator[bytes]:
         ref = await self._create_ref()
@@ -223,15 +240,19 @@ class LocalBundle:
         async for data in git.stream("bundle", "create", "--quiet", "-", "--stdin", git_dir=self._repository, stdin=refs):
             yield data
 
-    async def _shallow_copy(self) -> AsyncIterator[bytes]:
-        """Stream a tar of a bare repository: a bundle would promise parents that a shallow checkout doesn't have."""
+    async def _shallow_copy(self, depth: int | None = None) -> AsyncIterator[bytes]:
+        """Stream a tar of a bare repository: a bundle would promise parents that a shallow checkout doesn't have.
+
+        `depth`: so many commits, and no other refs.
+        """
         with tempfile.TemporaryDirectory(prefix="gibil-shallow-") as scratch:
             copy = Path(scratch) / "source.git"
             await git.create_repository(copy)
             ref = await self._create_ref()
-            refs = "".join(f"+{name}:{name}\n" for name in await self._refs()).encode("utf-8", "surrogateescape")
+            names = await self._refs() if depth is None else []
+            refs = "".join(f"+{name}:{name}\n" for name in names).encode("utf-8", "surrogateescape")
             await git.run(
-                "fetch", "-q", "--no-tags", "--update-shallow", "--stdin",
+                "fetch", "-q", "--no-tags", *([f"--depth={depth}"] if depth else ["--update-shallow"]), "--stdin",
                 self._repository.as_uri(), f"+{ref}:refs/heads/source",
                 git_dir=copy, extra={"GIT_NO_LAZY_FETCH": "0"}, stdin=refs,
             )  # fmt: skip

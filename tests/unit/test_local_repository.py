@@ -17,7 +17,7 @@ from gibil_bot.model import Result
 from gibil_bot.planning.plan import catalogue
 from gibil_bot.ports import Shell
 from gibil_bot.runs import local_checkout
-from gibil_bot.runs.sources import LocalBundle, SourceError
+from gibil_bot.runs.sources import INCOMPLETE_HISTORY, LocalBundle, SourceError
 from gibil_bot.scripts.clone import clone_script
 from tests.doubles.githttp import GitServer
 from tests.doubles.patience import patient
@@ -84,6 +84,22 @@ async def _send(checkout: Path, workspace: Path) -> None:
     async with local_checkout.read(checkout, dirty=False) as here:
         shell = _Shell(workspace.with_name("home"), workspace)
         await LocalBundle(here.repository, here.sha, here.promisor).send(cast(Shell, cast(Any, shell)))
+
+
+async def test_a_checkout_that_lacks_objects_of_its_history_sends_the_commit(tmp_path: Path) -> None:
+    work = repository(tmp_path / "work", {"file": "1", "large": "x" * 100})
+    lost = git(work, "rev-parse", "HEAD:large")
+    git(work, "rm", "-q", "large")
+    head = commit(work, {"file": "2"})
+    (work / ".git" / "objects" / lost[:2] / lost[2:]).unlink()
+    workspace = tmp_path / "machine" / "project"
+    workspace.parent.mkdir()
+    async with local_checkout.read(work, dirty=False) as here:
+        shell = _Shell(workspace.with_name("home"), workspace)
+        notes = await LocalBundle(here.repository, here.sha, here.promisor).send(cast(Shell, cast(Any, shell)))
+    assert notes == (INCOMPLETE_HISTORY,)
+    assert git(workspace, "rev-parse", "HEAD") == head
+    assert (workspace / "file").read_text() == "2"
 
 
 # --- names ---
