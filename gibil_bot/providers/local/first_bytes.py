@@ -14,8 +14,8 @@ MOST_BYTES = 16 * 1024
 _HANDSHAKE, _CLIENT_HELLO, _SERVER_NAME, _HOST_NAME = 22, 1, 0, 0
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_])?")
 _METHOD = re.compile(rb"[A-Z]{1,16} ")
-_MOST_RECORDS = 8
-"""Over which a ClientHello may be split."""
+_MOST_RECORDS = 32
+"""Over which a ClientHello may be split: two kilobytes in small pieces."""
 
 
 @dataclass(frozen=True, slots=True)
