@@ -514,6 +514,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_large_hostile_files_cost_seconds_at_most(name: str) -> None:
     content = HOSTILE[name].encode()

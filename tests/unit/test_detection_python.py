@@ -384,6 +384,7 @@ def test_names_that_are_no_names_never_reach_a_command() -> None:
     assert installs(found) == ["pip install -e ."]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "files",
     [

@@ -92,6 +92,7 @@ def test_the_setup_steps_of_agents_are_preparation() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [
