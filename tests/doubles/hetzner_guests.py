@@ -12,6 +12,8 @@ import contextlib
 import json
 import secrets
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,6 +173,8 @@ class LocalGuests:
         serial = str(secrets.randbelow(10**8))
         computer = Computer(self._lodging.init_pid(name), lambda path: guest.metadata(path))
         guest = _Guest(name, address, serial, user_data, keys, computer)
+        if self.containers is not None:
+            await asyncio.to_thread(_remove_packet_rules, self._lodging.init_pid(name))
         await self._image.install(computer, serial, self.containers)
         return guest
 
@@ -270,3 +274,19 @@ async def local_guests(data_dir: Path, shared: Path, image: Image, port: int = 0
             yield guests
         finally:
             await guests.close()
+
+
+def _remove_packet_rules(pid: int) -> None:
+    """Delete the rules of a local machine's route: they don't track loopback connections, which published ports need."""
+    code = (
+        "import socket, struct\n"
+        "def message(kind, body, family, resource, flags, number):\n"
+        "    payload = struct.pack('>BBH', family, 0, resource) + body\n"
+        "    return struct.pack('=IHHII', len(payload) + 16, kind, 1 | flags, number, 0) + payload\n"
+        "table = struct.pack('=HH', 10, 1) + b'gibil\\0\\0\\0'\n"
+        "batch = message(0x10, b'', 0, 10, 0, 0) + message(0xA02, table, 2, 0, 4, 1) + message(0x11, b'', 0, 10, 0, 2)\n"
+        "netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)\n"
+        "netlink.bind((0, 0)); netlink.settimeout(5); netlink.send(batch)\n"
+        "assert struct.unpack_from('=i', netlink.recv(4096), 16)[0] == 0\n"
+    )
+    subprocess.run(["nsenter", "-t", str(pid), "-n", sys.executable, "-c", code], check=True, timeout=patient(20))
