@@ -243,7 +243,7 @@ class LocalBundle:
     async def _shallow_copy(self, depth: int | None = None) -> AsyncIterator[bytes]:
         """Stream a tar of a bare repository: a bundle would promise parents that a shallow checkout doesn't have.
 
-        `depth`: so many commits, and no other refs.
+        `depth`: the number of commits, without other refs.
         """
         with tempfile.TemporaryDirectory(prefix="gibil-shallow-") as scratch:
             copy = Path(scratch) / "source.git"
