@@ -28,6 +28,7 @@ PYTHON = {
 NODE = {"package.json": '{"name": "x", "scripts": {"test": "node -p 6*7"}}\n'}
 CI = "on: push\njobs:\n  test:\n    runs-on: ubuntu-latest\n    steps:\n      - run: npm ci\n      - run: npx vitest run\n"
 UNPREPARABLE = {
+    ".npmrc": "fetch-retries=0\n",  # npm would repeat a blocked request for more than a minute
     # The lock file doesn't have the dependency, which npm reports without any network.
     "package.json": '{"name": "x", "version": "1.0.0", "scripts": {"test": "x"}, "dependencies": {"left-pad": "1"}}\n',
     "package-lock.json": '{"name": "x", "version": "1.0.0", "lockfileVersion": 3, "packages": {"": {"name": "x"}}}\n',
