@@ -52,11 +52,11 @@ def commands(project: Project, *, linting: bool = False) -> tuple[Command, ...]:
     """Return the commands of the workflows that test (or lint), at most 500."""
     found: list[Command] = []
     for path, job_name, job in _jobs(project, linting=linting):
+        numbers = _numbers(project.text(path) or "")
         for step in items(job.get("steps")):
             run, folder = table(step).get("run"), string(table(step).get("working-directory"))
             if not isinstance(run, str):
                 continue
-            numbers = _numbers(project.text(path) or "")
             for first, text in _joined(run):
                 if not text.startswith("#") and len(text) <= _LONGEST and len(found) < _COMMANDS:
                     number = numbers.get(_bare(first))

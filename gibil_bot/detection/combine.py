@@ -70,10 +70,6 @@ class Combined:
     env: Mapping[str, str]
     problem: str | None
 
-    @property
-    def all_candidates(self) -> tuple[Candidate, ...]:
-        return tuple(candidate for group in self.groups for candidate in group.candidates)
-
 
 def combine(folders: Sequence[Folder], purpose: Purpose) -> Combined:
     """Choose what has to be prepared for the purpose, and the candidates."""
