@@ -8,7 +8,9 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from gibil_bot.providers.local.egress_proxy import EgressProxy
+from gibil_bot.providers.local.egress_proxy import Destination, EgressProxy
+from gibil_bot.providers.local.outbound import Outbound
+from gibil_bot.providers.local.route import original_destination
 from tests.doubles.patience import patient
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -69,12 +71,24 @@ async def http_server(answer: bytes = b"HTTP/1.1 204 No Content\r\n\r\n", body: 
         yield server
 
 
+def egress_proxy(
+    allow: tuple[str, ...],
+    *,
+    head_s: float = 30.0,
+    idle_s: float = 900.0,
+    destination: Destination = original_destination,
+    **more: Any,
+) -> EgressProxy:
+    """`more`: keyword arguments of Outbound."""
+    return EgressProxy(Outbound(allow, **more), head_s=head_s, idle_s=idle_s, destination=destination)
+
+
 @contextlib.asynccontextmanager
 async def proxy(*allow: str, **more: Any) -> AsyncIterator[int]:
     """Start an egress proxy; yield its port."""
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    serving = asyncio.create_task(EgressProxy(allow, **more).serve(listener))
+    serving = asyncio.create_task(egress_proxy(allow, **more).serve(listener))
     try:
         yield port
     finally:

@@ -17,8 +17,7 @@ import sys
 from typing import Any
 
 from gibil_bot.providers.local import syscalls as sc
-from gibil_bot.providers.local.egress_proxy import EgressProxy
-from tests.doubles.gatekit import Streams, dial
+from tests.doubles.gatekit import Streams, dial, egress_proxy
 
 PORT = 8080
 
@@ -40,7 +39,7 @@ class Neighbourhood:
         if rules not in self._ports:  # all queries share a proxy, like those of one machine
             listener = socket.create_server(("127.0.0.1", 0))
             self._ports[rules] = listener.getsockname()[1]
-            self._serving.append(asyncio.create_task(EgressProxy(rules, connect_s=5.0).serve(listener)))
+            self._serving.append(asyncio.create_task(egress_proxy(rules, connect_s=5.0).serve(listener)))
         async with dial(self._ports[rules]) as (reader, writer):
             writer.write(f"CONNECT {address}:{PORT} HTTP/1.1\r\n\r\n".encode())
             status = (await reader.readuntil(b"\r\n")).decode().split(" ", 2)

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from gibil_bot.providers.local.egress_policy import allowed_networks
-from gibil_bot.providers.local.egress_proxy import EgressProxy
 from gibil_bot.providers.local.host_network import HostLinks, HostNetwork
 from gibil_bot.providers.local.outbound import RefusalLog
+from tests.doubles.gatekit import egress_proxy
 from tests.doubles.patience import patient
 
 NEIGHBOUR = "20.0.0.1"
@@ -102,7 +102,7 @@ def names(addresses: Mapping[str, str]) -> Callable[[str, int], Awaitable[list[t
 
 @contextlib.asynccontextmanager
 async def routed(*allow: str, **more: Any) -> AsyncIterator[Inside]:
-    """`more`: keyword arguments of EgressProxy."""
+    """`more`: keyword arguments of egress_proxy."""
     import json
 
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -125,7 +125,7 @@ async def routed(*allow: str, **more: Any) -> AsyncIterator[Inside]:
     try:
         async with asyncio.timeout(patient(30)):
             sockets = await _received(ours, process)
-        serving = asyncio.create_task(EgressProxy(allow, refusals=refusals, **more).serve(*sockets))
+        serving = asyncio.create_task(egress_proxy(allow, refusals=refusals, **more).serve(*sockets))
         yield Inside(process, ours, refusals)
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -10,9 +10,8 @@ import socket
 import pytest
 
 from gibil_bot.errors import ConfigurationError
-from gibil_bot.providers.local.egress_proxy import EgressProxy
 from gibil_bot.providers.local.relay import forward, reset
-from tests.doubles.gatekit import ask, dial, http_server, listening, proxy
+from tests.doubles.gatekit import ask, dial, egress_proxy, http_server, listening, proxy
 from tests.doubles.patience import patient
 
 
@@ -165,7 +164,7 @@ async def test_stopping_closes_every_connection() -> None:
 
 async def test_an_invalid_list_is_reported_at_once() -> None:
     with pytest.raises(ConfigurationError, match="GIBIL_EGRESS_ALLOW"):
-        EgressProxy(("http://nonsense",))
+        egress_proxy(("http://nonsense",))
 
 
 async def test_forward_relays_to_its_only_endpoint() -> None:

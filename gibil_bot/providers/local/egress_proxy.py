@@ -13,8 +13,7 @@ from collections.abc import Callable
 
 from gibil_bot.providers.local.egress_policy import endpoint
 from gibil_bot.providers.local.error_response import http_error, send_last
-from gibil_bot.providers.local.host_network import HostNetwork
-from gibil_bot.providers.local.outbound import Outbound, RefusalLog, Rejected, Resolve
+from gibil_bot.providers.local.outbound import Outbound, Rejected
 from gibil_bot.providers.local.packet_log import read_packet_log
 from gibil_bot.providers.local.proxy_request import MAX_HEAD, BadRequest, ProxyRequest, close_after, parse_request
 from gibil_bot.providers.local.redirected import RedirectedConnections
@@ -26,28 +25,21 @@ Destination = Callable[[socket.socket], tuple[str, int] | None]
 
 
 class EgressProxy:
-    """The proxy of one machine, for programs that use it and for redirected connections. For the first parameters see Outbound.
+    """The proxy of one machine, for programs that use it and for redirected connections; `serve` closes `outbound` at its end.
 
-    Time limits: `head_s` for receiving a request's head, `connect_s` for resolving and connecting, `idle_s` for silence in both
-    directions. `destination` returns where an accepted connection was redirected from.
+    Time limits: `head_s` for receiving a request's head, `idle_s` for silence in both directions. `destination` returns where
+    an accepted connection was redirected from.
     """
 
     def __init__(
         self,
-        allow: tuple[str, ...],
+        outbound: Outbound,
         *,
-        own_name: str = "",
-        refusals: RefusalLog | None = None,
-        host_network: HostNetwork | None = None,
-        resolve: Resolve | None = None,
         head_s: float = 30.0,
-        connect_s: float = 20.0,
         idle_s: float = 900.0,
         destination: Destination = original_destination,
     ) -> None:
-        self._outbound = Outbound(
-            allow, own_name=own_name, refusals=refusals, host_network=host_network, resolve=resolve, connect_s=connect_s
-        )
+        self._outbound = outbound
         self._head_s, self._idle_s = head_s, idle_s
         self._destination = destination
         self._resolver = Resolver(self._outbound)

@@ -31,7 +31,7 @@ from gibil_bot.providers.local.init_client import InitClient, SpawnFailed
 from gibil_bot.providers.local.layers import LayerStore, close_all
 from gibil_bot.providers.local.limits import FILES_PER_MB, Groups, Limits, share_of_processors
 from gibil_bot.providers.local.mounts import SpawnRequest
-from gibil_bot.providers.local.outbound import RefusalLog
+from gibil_bot.providers.local.outbound import Outbound, RefusalLog
 from gibil_bot.providers.local.paths import LocalPaths, await_dead_machine, clear_dead_machine
 from gibil_bot.providers.local.relay import forward
 from gibil_bot.providers.local.route import PROXY
@@ -156,7 +156,8 @@ class ManagedMachine:
 
     async def _create(self, base_tree: str, layout: Layout, created_at: datetime, expires_at: datetime) -> Machine:
         spec, context = self.spec, self._context
-        egress_proxy = EgressProxy(spec.egress_allow, own_name=spec.name, refusals=self.refusals, host_network=_HOST_NETWORK)
+        outbound = Outbound(spec.egress_allow, own_name=spec.name, refusals=self.refusals, host_network=_HOST_NETWORK)
+        egress_proxy = EgressProxy(outbound)
         listeners = [address for address in loopback_ports(spec.egress_allow) if address != PROXY]
         request: SpawnRequest = {
             "name": spec.name,
