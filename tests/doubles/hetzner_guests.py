@@ -279,14 +279,8 @@ async def local_guests(data_dir: Path, shared: Path, image: Image, port: int = 0
 def _remove_packet_rules(pid: int) -> None:
     """Delete the rules of a local machine's route: they don't track loopback connections, which published ports need."""
     code = (
-        "import socket, struct\n"
-        "def message(kind, body, family, resource, flags, number):\n"
-        "    payload = struct.pack('>BBH', family, 0, resource) + body\n"
-        "    return struct.pack('=IHHII', len(payload) + 16, kind, 1 | flags, number, 0) + payload\n"
-        "table = struct.pack('=HH', 10, 1) + b'gibil\\0\\0\\0'\n"
-        "batch = message(0x10, b'', 0, 10, 0, 0) + message(0xA02, table, 2, 0, 4, 1) + message(0x11, b'', 0, 10, 0, 2)\n"
-        "netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)\n"
-        "netlink.bind((0, 0)); netlink.settimeout(5); netlink.send(batch)\n"
-        "assert struct.unpack_from('=i', netlink.recv(4096), 16)[0] == 0\n"
+        "from gibil_bot.providers.local import nf_tables as n; m = n._transaction(); "
+        "m.add(n._SUBSYSTEM << 8 | 2, n._attribute(1, 'gibil'), flags=n._ACKNOWLEDGE); n._commit(m)"
     )
-    subprocess.run(["nsenter", "-t", str(pid), "-n", sys.executable, "-c", code], check=True, timeout=patient(20))
+    command = ["nsenter", "-t", str(pid), "-n", sys.executable, "-c", code]
+    subprocess.run(command, check=True, timeout=patient(20))

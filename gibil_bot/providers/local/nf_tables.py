@@ -204,8 +204,7 @@ def _verdict(code: int) -> Rule:
 
 def load(table: str, chains: tuple[Chain, ...]) -> None:
     """Create a table for IPv4 in this network namespace. Raises OSError if the kernel rejects it or has no nf_tables."""
-    messages = _Messages()
-    messages.add(_BATCH_BEGIN, b"", family=socket.AF_UNSPEC, resource=_SUBSYSTEM)
+    messages = _transaction()
     messages.add(_NEW_TABLE, _attribute(1, table), flags=_CREATE | _ACKNOWLEDGE)
     for chain in chains:
         hook = [_attribute(1, OUTPUT_HOOK), _attribute(2, chain.priority)]
@@ -214,6 +213,17 @@ def load(table: str, chains: tuple[Chain, ...]) -> None:
         for rule in chain.rules:
             body = _attribute(1, table) + _attribute(2, chain.name) + _attribute(4, list(rule))
             messages.add(_NEW_RULE, body, flags=_CREATE | _APPEND)
+    _commit(messages)
+
+
+def _transaction() -> _Messages:
+    messages = _Messages()
+    messages.add(_BATCH_BEGIN, b"", family=socket.AF_UNSPEC, resource=_SUBSYSTEM)
+    return messages
+
+
+def _commit(messages: _Messages) -> None:
+    """Send a transaction, in which one message asks for an acknowledgement. Raises OSError."""
     messages.add(_BATCH_END, b"", family=socket.AF_UNSPEC, resource=_SUBSYSTEM)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as connection:
         connection.bind((0, 0))
