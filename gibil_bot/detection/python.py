@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from gibil_bot.detection import python_requirements, tox
+from gibil_bot.detection import hatch, python_requirements, tox
+from gibil_bot.detection.environments import EnvironmentFacts
 from gibil_bot.detection.facts import Candidate, Evidence, Facts, Runtime, Step
 from gibil_bot.detection.project import Project
 from gibil_bot.detection.python_requirements import Part, normalized, requirements, string, table
@@ -43,6 +44,7 @@ WANTED = (
         "noxfile.py",
     ),
     *_VERSION_FILES,
+    *hatch.WANTED,
     *("uv.lock", "poetry.lock", "pdm.lock", "Pipfile.lock", "Pipfile"),
     *python_requirements.REQUIREMENTS,
     *("manage.py", "runtests.py", "tests/runtests.py"),
@@ -96,9 +98,9 @@ def facts(project: Project) -> Facts | None:
     if not manifests and not any(_TEST_CODE.search(project.text(path) or "") for path in sources):
         return None  # scripts
     pytest = _pytest(project)
-    environment = tox.read(project)
-    tests = list(_tests(project, environment, pytest, sources))
-    manager, steps, env = _install(project, environment, pytest, lead)
+    environments = [each for each in (tox.read(project), hatch.read(project)) if each is not None]
+    tests = list(_tests(project, environments, pytest, sources))
+    manager, steps, env = _install(project, environments, pytest, lead)
     first = steps[0].evidence if steps else lead
     runtimes = [
         _version(project, lead),
@@ -188,15 +190,15 @@ def _range(project: Project) -> tuple[str, Evidence | None]:
 
 
 def _install(
-    project: Project, environment: tox.Tox | None, pytest: Evidence | None, lead: Evidence
+    project: Project, environments: Sequence[EnvironmentFacts], pytest: Evidence | None, lead: Evidence
 ) -> tuple[str, list[Step], dict[str, str]]:
     """Return the package manager's name, the steps and the environment of later tasks."""
     poetry = "poetry" in table(project.toml("pyproject.toml"), "tool")
-    parts = _parts(project, environment, pytest)
+    parts = _parts(project, environments, pytest)
     if project.has("uv.lock"):
         return (
             "uv",
-            [_uv_step(project, environment, pytest)],
+            [_uv_step(project, environments, pytest)],
             {"UV_PROJECT_ENVIRONMENT": VENV, "UV_PYTHON": f"{VENV}/bin/python"},
         )
     if project.has("poetry.lock") or (poetry and "project" not in project.toml("pyproject.toml")):
@@ -216,10 +218,10 @@ def _install(
     return "", [_resolution_step(parts, pytest)], {}
 
 
-def _uv_step(project: Project, environment: tox.Tox | None, pytest: Evidence | None) -> Step:
+def _uv_step(project: Project, environments: Sequence[EnvironmentFacts], pytest: Evidence | None) -> Step:
     all_groups = python_requirements.groups(project)
     names = python_requirements.test_names(all_groups)
-    names += [name for name in (environment.groups if environment else ()) if name in all_groups and name not in names]
+    names += [name for name in _groups(environments) if name in all_groups and name not in names]
     groups = [word for name in names for word in ("--group", name)]
     extras = ["--all-extras"] if python_requirements.extras(project) else []
     shown = ["uv", "sync", "--locked", *extras, *groups]
@@ -309,14 +311,14 @@ def _ensure(pytest: Evidence | None) -> str:
     return f"ensure pytest pytest {shlex.quote(str(pytest))}\n" if pytest else ""
 
 
-def _parts(project: Project, environment: tox.Tox | None, pytest: Evidence | None) -> list[Part]:
+def _parts(project: Project, environments: Sequence[EnvironmentFacts], pytest: Evidence | None) -> list[Part]:
     """Return what is installed in one resolution, without a lock file."""
     path = "pyproject.toml"
     parts: list[Part] = []
     all_extras = python_requirements.extras(project)
     extras = {name: all_extras[name] for name in python_requirements.test_names(all_extras)}
     known = {normalized(name): name for name in all_extras}
-    if environment:
+    for environment in environments:
         extras |= {known[each]: environment.evidence for each in map(normalized, environment.extras) if each in known}
     installable = _is_installable(project)
     if installable:
@@ -331,7 +333,7 @@ def _parts(project: Project, environment: tox.Tox | None, pytest: Evidence | Non
         parts.append(Part(("-e", f".[{','.join(extras)}]" if extras else "."), evidence, is_optional=False))
     all_groups = python_requirements.groups(project)
     names = python_requirements.test_names(all_groups)
-    names += [name for name in (environment.groups if environment else ()) if name in all_groups and name not in names]
+    names += [name for name in _groups(environments) if name in all_groups and name not in names]
     for name in names:
         evidence = python_requirements.evidence_in(project, path, "[dependency-groups]", name)
         parts.append(Part(("--group", name), Evidence(path=path, line=evidence.line, text=f"group {name}")))
@@ -342,13 +344,12 @@ def _parts(project: Project, environment: tox.Tox | None, pytest: Evidence | Non
     for part in python_requirements.requirement_files(project):
         required = part.words == ("-r", "requirements.txt") and not installable
         parts.append(Part(part.words, part.evidence, is_optional=not required))
-    parts += python_requirements.hatch_requirements(project)
-    if environment:
+    for environment in environments:
         seen = {part.words for part in parts}
         more = [words for words in environment.requirements if words not in seen and _exists(project, words)]
-        files = [words for words in more if words[0] in ("-r", "-c")]
-        parts += [Part(words, environment.evidence) for words in files]
-        packages = [words[0] for words in more if words[0] not in ("-r", "-c")]
+        options = [words for words in more if len(words) > 1]
+        parts += [Part(words, environment.evidence) for words in options]
+        packages = [words[0] for words in more if len(words) == 1]
         # A repository that can't be reached shouldn't prevent the others.
         remote = [package for package in packages if "://" in package]
         parts += [Part((package,), environment.evidence) for package in remote]
@@ -358,6 +359,10 @@ def _parts(project: Project, environment: tox.Tox | None, pytest: Evidence | Non
     if pytest and not re.search(r"(^|\s)pytest\b(?!-)", named):
         parts.append(Part(("pytest",), pytest))
     return parts
+
+
+def _groups(environments: Sequence[EnvironmentFacts]) -> list[str]:
+    return [name for environment in environments for name in environment.groups]
 
 
 def _exists(project: Project, words: tuple[str, ...]) -> bool:
@@ -409,9 +414,12 @@ def _pytest(project: Project) -> Evidence | None:
     return None
 
 
-def _tests(project: Project, environment: tox.Tox | None, pytest: Evidence | None, sources: list[str]) -> Iterator[Candidate]:
-    if environment and environment.candidate:
-        yield environment.candidate
+def _tests(
+    project: Project, environments: Sequence[EnvironmentFacts], pytest: Evidence | None, sources: list[str]
+) -> Iterator[Candidate]:
+    for environment in environments:
+        if environment.candidate:
+            yield environment.candidate
     if project.has("runtests.py"):
         yield Candidate(run="python runtests.py", evidence=Evidence(path="runtests.py"), needs=("python",), rank=40)
     if project.has("tests/runtests.py"):

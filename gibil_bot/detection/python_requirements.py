@@ -87,7 +87,12 @@ def test_names(names: Iterable[str]) -> list[str]:
 
 def requirements(values: Iterable[str]) -> list[str]:
     """Return the values that are requirements; options of pip and anything with control characters aren't."""
-    return [value for value in (value.strip() for value in values) if _REQUIREMENT.fullmatch(value)][:_MOST]
+    return [value for value in map(without_comment, values) if _REQUIREMENT.fullmatch(value)][:_MOST]
+
+
+def without_comment(line: str) -> str:
+    """Return a line of requirements without its comment; `#` in an address isn't one."""
+    return re.split(r"(?:^|\s)#", line, maxsplit=1)[0].strip()
 
 
 def groups(project: Project) -> dict[str, list[Any]]:
@@ -161,18 +166,6 @@ def requirement_files(project: Project) -> list[Part]:
     for_tests = [path for path in found if path != "requirements.txt" and not _DEVELOPMENT.search(path)]
     chosen = [path for path in found if path == "requirements.txt" or path in for_tests or not for_tests]
     return [Part(("-r", path), Evidence(path=path), is_optional=path != "requirements.txt") for path in chosen]
-
-
-def hatch_requirements(project: Project) -> Iterator[Part]:
-    """Yield what Hatch's environments for tests need."""
-    path = "pyproject.toml"
-    environments = table(project.toml(path), "tool", "hatch", "envs")
-    for name in ("hatch-test", *TEST_NAMES, "default"):
-        environment = table(environments, name)
-        found = requirements([*strings(environment.get("dependencies")), *strings(environment.get("extra-dependencies"))])
-        if found:
-            yield Part(tuple(found), project.evidence(path, f"[tool.hatch.envs.{name}]", f"hatch environment {name}"))
-            return
 
 
 def poetry_requirements(project: Project) -> Iterator[tuple[str, Part]]:

@@ -1,7 +1,6 @@
 """Reads tox's configuration: what the tests of its default environment need, and the command that it would run.
 
-The command runs in the project's virtual environment, which has the same requirements, instead of a second environment that tox
-would create. A command that can't be translated (https://tox.wiki/en/stable/config.html#substitutions) is left out.
+The format: https://tox.wiki/en/stable/config.html.
 """
 
 from __future__ import annotations
@@ -9,79 +8,39 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
-from gibil_bot.detection.facts import Candidate, Evidence
+from gibil_bot.detection.environments import BAD, POSARGS, Environment, EnvironmentFacts, candidate, substituted
+from gibil_bot.detection.facts import Evidence
 from gibil_bot.detection.project import Project
-from gibil_bot.detection.python_requirements import parse_ini, string, strings, table
+from gibil_bot.detection.python_requirements import parse_ini, string, strings, table, without_comment
+from gibil_bot.detection.python_versions import DISTRIBUTED
 
-RANK = 20
-_SCRATCH = "/tmp/tox"  # noqa: S108 (on a machine of its own)
 _MOST_LINES = 1000
 _DEEPEST = 5
+_MOST_ALTERNATIVES = 200
 _FACTORS = frozenset(("py", "py3", "test", "tests", "testing", "unit"))
 _CONDITION = re.compile(r"([!A-Za-z0-9_.,{}-]+):\s+(.*)")
 _INNERMOST = re.compile(r"\{([^{}]*)\}")
-_BAD = "\x00"
-_POSARGS = "\x01"
-_HERE = "\x02"
-_TEST = re.compile(
-    r"(.*\b(pytest|py\.test|unittest|runtests\.py|manage\.py test|django-admin test|zope\.testrunner)\b.*"
-    r"|(trial|nose2|stestr|zope-testrunner|green|ward|testr)\b.*)"
-)
-_RUNNERS = frozenset(
-    (
-        *("python", "python3", "coverage", "pytest", "py.test", "trial", "nose2", "stestr", "zope-testrunner", "green", "ward"),
-        *("django-admin", "runtests.py", "./runtests.py", "manage.py", "./manage.py"),
-    )
-)
-_BESIDE = re.compile(
-    r"((python3? -m )?coverage (erase|combine|report|xml|html|lcov|json|debug)|(python3? -m )?(codecov|coveralls|diff-cover)"
-    r"|echo |(python3? -m )?pip (list|freeze|check)|python3? (-c |--version|-V)).*"
-)
 
 
-@dataclass(frozen=True, slots=True)
-class Tox:
-    """What tox's default environment for tests says."""
-
-    evidence: Evidence
-    requirements: tuple[tuple[str, ...], ...] = ()
-    """Arguments of `pip install`: (`pytest>=8`,) or (`-r`, `requirements/test.txt`)."""
-    extras: tuple[str, ...] = ()
-    groups: tuple[str, ...] = ()
-    candidate: Candidate | None = None
-
-
-@dataclass(slots=True)
-class _Environment:
-    path: str
-    heading: str
-    deps: list[str] = field(default_factory=list)
-    extras: list[str] = field(default_factory=list)
-    groups: list[str] = field(default_factory=list)
-    commands: list[str] = field(default_factory=list)
-    variables: dict[str, str] = field(default_factory=dict)
-
-
-def read(project: Project) -> Tox | None:
+def read(project: Project) -> EnvironmentFacts | None:
     """Return the default environment for tests; None if tox isn't configured."""
     environment = _read(project)
     if environment is None:
         return None
     line = project.line_of(environment.path, environment.heading)
     evidence = Evidence(path=environment.path, line=line, text=f"tox {environment.heading.strip('[]')}")
-    return Tox(
+    return EnvironmentFacts(
         evidence=evidence,
         requirements=tuple(words for dep in environment.deps if (words := _requirement(dep))),
         extras=tuple(environment.extras),
         groups=tuple(environment.groups),
-        candidate=_candidate(project, environment, evidence),
+        candidate=candidate(project, environment, evidence),
     )
 
 
-def _read(project: Project) -> _Environment | None:
+def _read(project: Project) -> Environment | None:
     pyproject = table(project.toml("pyproject.toml"), "tool", "tox")
     legacy = string(pyproject.get("legacy_tox_ini"))
     if project.has("tox.toml"):
@@ -96,7 +55,7 @@ def _read(project: Project) -> _Environment | None:
     return _from_ini(setup, "setup.cfg") if "testenv" in setup else None
 
 
-def _from_ini(sections: dict[str, dict[str, str]], path: str) -> _Environment | None:
+def _from_ini(sections: dict[str, dict[str, str]], path: str) -> Environment | None:
     name = _section(sections, "testenv", "testenv:", lambda section: "commands" in section)
     if name is None:
         return None
@@ -106,11 +65,13 @@ def _from_ini(sections: dict[str, dict[str, str]], path: str) -> _Environment | 
         text = next((section[key] for key in keys if key in section), "")
         return list(_lines(sections, text))
 
-    environment = _Environment(path, f"[{name}]")
+    environment = Environment(path, f"[{name}]")
     environment.deps = lines("deps")
     environment.extras = [word for line in lines("extras") for word in re.split(r"[\s,]+", line) if word]
     environment.groups = [word for line in lines("dependency_groups") for word in re.split(r"[\s,]+", line) if word]
-    environment.commands = lines("commands")
+    # `[]` is the arguments, as in tox 1.
+    environment.commands = [re.sub(r"(?<=\s)\[\](?=\s|$)", "{posargs}", line) for line in lines("commands")]
+    environment.folder = next(iter(lines("changedir", "change_dir")), "")
     for line in lines("setenv", "set_env"):
         variable, sign, value = line.partition("=")
         if sign:
@@ -155,16 +116,40 @@ def _lines(sections: dict[str, dict[str, str]], text: str) -> Iterator[str]:
 
 
 def _applies(condition: str) -> bool:
-    if "{" in condition:
-        return False
-    for alternative in condition.split(","):
-        factors = alternative.strip().split("-")
-        if all((factor[1:] not in _FACTORS) if factor.startswith("!") else (factor in _FACTORS) for factor in factors):
-            return True
-    return False
+    """Return whether a condition holds for tests with each of the versions of Python that machines have."""
+    alternatives = [text.strip().split("-") for text in _alternatives(condition)]
+    for version in DISTRIBUTED:
+        known = _FACTORS | {version, f"py{version}", f"py{version.replace('.', '')}"}
+        if not any(
+            all((factor[1:] not in known) if factor.startswith("!") else (factor in known) for factor in factors)
+            for factors in alternatives
+        ):
+            return False
+    return True
 
 
-def _from_toml(tox: dict[str, Any], path: str, prefix: str) -> _Environment | None:
+def _alternatives(condition: str) -> list[str]:
+    """Return `a{b,c},d` as [`ab`, `ac`, `d`]; nothing if it is too long."""
+    waiting = [condition]
+    found: list[str] = []
+    while waiting:
+        if len(waiting) + len(found) > _MOST_ALTERNATIVES:
+            return []
+        text = waiting.pop()
+        braces = _INNERMOST.search(text)
+        if braces is None:
+            found += text.split(",")
+            continue
+        # A comma outside of braces separates alternatives that have braces of their own.
+        before, after = text[: braces.start()], text[braces.end() :]
+        left, _, stem = before.rpartition(",")
+        tail, _, right = after.partition(",")
+        waiting += [each for each in (left, right) if each]
+        waiting += [f"{stem}{each}{tail}" for each in braces[1].split(",")]
+    return found
+
+
+def _from_toml(tox: dict[str, Any], path: str, prefix: str) -> Environment | None:
     base, heading = table(tox, "env_run_base"), f"[{prefix}env_run_base]"
     if not base.get("commands"):
         environments = table(tox, "env")
@@ -174,7 +159,7 @@ def _from_toml(tox: dict[str, Any], path: str, prefix: str) -> _Environment | No
                 break
     if not base:
         return None
-    environment = _Environment(path, heading)
+    environment = Environment(path, heading)
     deps = base.get("deps")
     environment.deps = strings(deps) if isinstance(deps, list) else string(deps).splitlines()
     environment.extras = strings(base.get("extras"))
@@ -183,8 +168,9 @@ def _from_toml(tox: dict[str, Any], path: str, prefix: str) -> _Environment | No
     for command in commands if isinstance(commands, list) else ():
         if isinstance(command, list):
             environment.commands.append(" ".join(_word(word) for word in command))
+    environment.folder = string(base.get("change_dir"))
     for variable, value in table(base, "set_env").items():
-        environment.variables[variable] = value if isinstance(value, str) else _BAD
+        environment.variables[variable] = value if isinstance(value, str) else BAD
     return environment
 
 
@@ -197,134 +183,16 @@ def _word(word: Any) -> str:
     if replace == "posargs":
         return f"{{posargs:{' '.join(_word(each) for each in strings(default))}}}"
     if replace == "env":
-        return string(default) or _BAD
-    return _BAD
-
-
-def _substituted(text: str, here: str) -> str:
-    """Replace `{…}`, the innermost first. What can't be replaced becomes _BAD."""
-
-    def value(found: re.Match[str]) -> str:
-        name, _, rest = found[1].partition(":")
-        match name.strip():
-            case "toxinidir" | "tox_root" | "changedir" | "change_dir":
-                return here
-            case "envpython" | "env_python" | "basepython" | "base_python":
-                return "python"
-            case "envtmpdir" | "env_tmp_dir" | "toxworkdir" | "work_dir" | "envdir" | "env_dir" | "envlogdir" | "env_log_dir":
-                return _SCRATCH
-            case "envname" | "env_name":
-                return "py"
-            case "/":
-                return "/"
-            case "":
-                return ":"
-            case "tty":
-                return ""
-            case "env":
-                return rest.partition(":")[2]
-            case "posargs" | "args":
-                return f"{_POSARGS}{'' if _BAD in rest else rest}{_POSARGS}"
-            case _:
-                return _BAD
-
-    for _ in range(10):
-        replaced = _INNERMOST.sub(value, text)
-        if replaced == text:
-            break
-        text = replaced
-    return text
+        return string(default) or BAD
+    return BAD
 
 
 def _requirement(line: str) -> tuple[str, ...] | None:
     """Return a line of deps as arguments of `pip install`."""
-    line = _substituted(line, "").strip()
-    if _BAD in line or _POSARGS in line or not line.isprintable():
+    line = without_comment(substituted(line, ""))
+    if BAD in line or POSARGS in line or not line.isprintable():
         return None
     option = re.fullmatch(r"(-r|-c|--requirement|--constraint)[\s=]*/?(\S+)", line)
     if option:
         return (option[1][:2] if not option[1].startswith("--") else f"-{option[1][2]}", option[2].lstrip("/"))
     return None if line.startswith("-") or line in (".", "poetry", "uv", "pdm", "tox") else (line,)
-
-
-def _candidate(project: Project, environment: _Environment, evidence: Evidence) -> Candidate | None:
-    found = None
-    for line in environment.commands:
-        if line.startswith("-"):
-            continue
-        text = " ".join(_substituted(line, ".").split())
-        plain = re.sub(rf"{_POSARGS}[^{_POSARGS}]*{_POSARGS}", "", text)
-        if found is None and _BAD not in plain and _is_test(plain):
-            found = text, line
-        elif not _BESIDE.fullmatch(plain.strip()) and plain.strip() and not _is_test(plain):
-            return None  # something else happens before or after
-    if found is None:
-        return None
-    command = _shell(found[0])
-    variables = _variables(environment.variables)
-    if command is None or variables is None:
-        return None
-    run, shown, words = command
-    modules = ["pytest"] if "pytest" in words else []
-    if "pytest" in words and any(word.startswith("--cov") for word in words):
-        modules.append("pytest_cov")
-    if any(word in ("-n", "--numprocesses") or word.startswith(("-n=", "--numprocesses=")) for word in words):
-        modules.append("xdist")
-    prefix, _, last = run.rpartition("; ")
-    run = f"{prefix}{'; ' if prefix else ''}{variables}{last}"
-    literal = max(re.split(r"\{[^{}]*\}|[{}\x00]", found[1]), key=len).strip()[:60]
-    line_number = project.line_of(environment.path, literal) if literal else None
-    return Candidate(
-        run=run,
-        shown=f"{variables}{shown}",
-        evidence=Evidence(path=environment.path, line=line_number or evidence.line, text=evidence.text),
-        needs=(words[0],),
-        check=f"python -c 'import {', '.join(modules)}'" if modules else "",
-        rank=RANK,
-    )
-
-
-def _is_test(plain: str) -> bool:
-    return plain.split(" ")[0] in _RUNNERS and _TEST.fullmatch(plain.strip()) is not None
-
-
-def _shell(text: str) -> tuple[str, str, list[str]] | None:
-    """Return the command as shell, as text for people, and its words. The requester's arguments replace posargs' default."""
-    default: list[str] = []
-    parts = text.split(_POSARGS)
-    words: list[str] = []
-    quoted: list[str] = []
-    try:
-        for number, part in enumerate(parts):
-            if number % 2 == 0:
-                split = shlex.split(part)
-                words += split
-                quoted += [shlex.quote(word) for word in split]
-            elif number == 1:
-                default = shlex.split(part)
-                words += default
-                quoted.append('"$@"')
-    except ValueError:
-        return None
-    if not words or not all(word.isprintable() for word in words):
-        return None
-    run = " ".join(quoted)
-    if default:
-        run = f"test $# != 0 || set -- {shlex.join(default)}; {run}"
-    return run, shlex.join(words), words
-
-
-def _variables(variables: dict[str, str]) -> str | None:
-    """Return assignments before a command; None if a value can't be known."""
-    found = []
-    for name, value in variables.items():
-        if name.startswith("COVERAGE_") or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            continue
-        text = _substituted(value, _HERE)
-        if _BAD in text or _POSARGS in text:
-            return None
-        if not text.replace(_HERE, "").isprintable():
-            return None
-        words = (shlex.quote(piece) if piece else "" for piece in text.split(_HERE))
-        found.append(name + "=" + '"$PWD"'.join(words))
-    return f"{' '.join(found)} " if found else ""

@@ -221,6 +221,23 @@ def test_hatch_environments_and_pdm_groups_count() -> None:
     assert installs(facts({"pyproject.toml": pdm, "tests/test_a.py": ""})) == ["pip install -e . 'pytest<9'"]
 
 
+def test_hatch_has_a_file_and_scripts_of_its_own() -> None:
+    base = {"pyproject.toml": '[project]\nname = "a"\n', "tests/test_a.py": "import pytest\n", "backend/pyproject.toml": ""}
+    own = '[envs.hatch-test]\nworkspace.members = ["backend/", "../x"]\nextra-dependencies = ["trustme"]\n'
+    found = facts({**base, "hatch.toml": own})
+    assert installs(found) == [
+        "pip install -e . -e ./backend 'coverage[toml]' pytest pytest-mock pytest-rerunfailures 'pytest-xdist[psutil]' trustme"
+    ]
+    scripts = (
+        '[envs.default]\ndependencies = ["pytest"]\n[envs.default.scripts]\ncov = "test --cov"\n'
+        'run-tests = "pytest {args:tests}"\ntest = "run-tests -q"\nloop = "loop"\n[envs.test]\nfeatures = ["x"]\n'
+        '[envs.test.env-vars]\nMODE = "full"\n'
+    )
+    found = facts({**base, "hatch.toml": scripts})
+    assert installs(found) == ["pip install -e . pytest"]
+    assert commands(found)[0] == "MODE=full pytest tests -q"
+
+
 def test_poetry_groups_have_an_equivalent_for_pip() -> None:
     text = (
         '[tool.poetry]\nname = "a"\n[tool.poetry.dependencies]\npython = "^3.9"\n[tool.poetry.group.test.dependencies]\n'
@@ -269,6 +286,9 @@ def test_tests_of_a_project_in_another_language_are_the_last_resort() -> None:
         ("coverage erase\n    coverage run -m unittest\n    coverage report", "coverage run -m unittest"),
         ("{env:RUNNER:pytest} -q", "pytest -q"),
         ("pytest {tty:--color=yes} -k 'a b'", "pytest -k 'a b'"),
+        ("pytest []", 'pytest "$@"'),
+        ("python -bb -m package.test {posargs:}", 'python -bb -m package.test "$@"'),
+        ("python -m build", None),
         ("pytest; rm -rf {homedir}", None),
         ("pytest {unknown}", None),
         ("pip install -e .[d]\n    pytest", None),
@@ -281,6 +301,43 @@ def test_a_command_of_tox_runs_without_tox(commands: str, expected: str | None) 
     found = tox.read(project({"tox.ini": f"[testenv]\ncommands =\n    {commands}\n"}))
     assert found is not None
     assert (found.candidate.run if found.candidate else None) == expected
+
+
+@pytest.mark.parametrize(
+    ("condition", "applies"),
+    [
+        ("3.10,3.11,3.12,3.13", True),
+        ("{py3,py310,py311,py312,py313}", True),
+        ("test-py3{11,12,13},lint", True),
+        ("!lint", True),
+        ("py313", False),
+        ("django{42,52}", False),
+        ("{a,b}" * 12, False),
+    ],
+)
+def test_a_condition_of_tox_applies_if_it_does_for_every_python_of_machines(condition: str, applies: bool) -> None:
+    found = tox.read(project({"tox.ini": f"[testenv]\ndeps =\n    {condition}: pytest\n"}))
+    assert found is not None
+    assert found.requirements == ((("pytest",),) if applies else ())
+
+
+def test_requirements_of_tox_have_no_comments() -> None:
+    text = "[testenv]\ndeps =\n    sybil >= 1.3  # https://example.org/issues/20#issue\n    git+https://example.org/a#egg=a\n"
+    found = tox.read(project({"tox.ini": text}))
+    assert found is not None
+    assert found.requirements == (("sybil >= 1.3",), ("git+https://example.org/a#egg=a",))
+
+
+def test_the_command_of_tox_runs_in_its_folder() -> None:
+    text = "[testenv]\nchangedir = {toxinidir}/tests\nsetenv =\n    A = {toxinidir}/a\ncommands = pytest -c {toxinidir}/x.ini\n"
+    found = tox.read(project({"tox.ini": text, "tests/test_a.py": ""}))
+    assert found is not None
+    assert found.candidate is not None
+    assert found.candidate.run == 'cd tests; A="$PWD/.."/a pytest -c ../x.ini'
+    outside = tox.read(project({"tox.ini": text.replace("{toxinidir}/tests", "{toxworkdir}")}))
+    assert outside is not None
+    assert outside.candidate is not None
+    assert outside.candidate.shown == 'A="$PWD"/a pytest -c ./x.ini'
 
 
 def test_the_command_has_the_variables_of_tox() -> None:
