@@ -21,6 +21,33 @@ _DEEPEST = 5
 _MOST_ALTERNATIVES = 200
 _FACTORS = frozenset(("py", "py3", "test", "tests", "testing", "unit"))
 _CONDITION = re.compile(r"([!A-Za-z0-9_.,{}-]+):\s+(.*)")
+_PYTHON = re.compile(r"py(py)?[0-9.]*t?|3\.[0-9]+t?|python")
+_OTHERS = frozenset(
+    (
+        *(
+            "lint",
+            "linters",
+            "flake8",
+            "pylint",
+            "black",
+            "style",
+            "format",
+            "mypy",
+            "typing",
+            "types",
+            "pyright",
+            "pre",
+            "commit",
+        ),
+        *("doc", "docs", "coverage", "report", "clean", "build", "dist", "release", "publish", "package", "packaging", "check"),
+        *("bench", "benchmark", "perf", "integration", "security", "fix"),
+        # not what most people use
+        *("main", "master", "dev", "latest", "trunk", "git", "nightly", "pre", "lowest", "oldest", "minimal", "mindeps", "min"),
+        # what a machine would need besides
+        *("postgres", "postgresql", "mysql", "mariadb", "oracle", "redis", "mongodb"),
+    )
+)
+"""Factors of environments that aren't the usual one for tests."""
 _INNERMOST = re.compile(r"\{([^{}]*)\}")
 
 
@@ -60,10 +87,11 @@ def _from_ini(sections: dict[str, dict[str, str]], path: str) -> Environment | N
     if name is None:
         return None
     section = sections[name]
+    factors = _factors(sections)
 
     def lines(*keys: str) -> list[str]:
         text = next((section[key] for key in keys if key in section), "")
-        return list(_lines(sections, text))
+        return list(_lines(sections, text, factors))
 
     environment = Environment(path, f"[{name}]")
     environment.deps = lines("deps")
@@ -87,8 +115,24 @@ def _section(sections: Any, base: str, prefix: str, has_commands: Any) -> str | 
     return named or (base if base in sections else None)
 
 
-def _lines(sections: dict[str, dict[str, str]], text: str) -> Iterator[str]:
-    """Yield the lines that apply to an environment without special factors; `{[section]key}` lines are replaced."""
+def _factors(sections: dict[str, dict[str, str]]) -> frozenset[str]:
+    """Return the factors, without Python's, of the first usual environment that most versions of Python have."""
+    listed = sections.get("tox", {})
+    text = re.sub(r"#.*", "", listed.get("envlist", listed.get("env_list", "")))
+    chosen: dict[tuple[str, ...], set[str]] = {}
+    for name in _alternatives(",".join(text.split())):
+        factors = name.split("-")
+        if not any(factor in _OTHERS or factor.startswith("pypy") for factor in factors):
+            others = tuple(factor for factor in factors if not _PYTHON.fullmatch(factor))
+            versions = {version for version in DISTRIBUTED if {version, f"py{version.replace('.', '')}"} & set(factors)}
+            if versions:
+                chosen.setdefault(others, set()).update(versions)
+    best = max(chosen.items(), key=lambda entry: len(entry[1]), default=((), set()))
+    return _FACTORS | set(best[0])
+
+
+def _lines(sections: dict[str, dict[str, str]], text: str, factors: frozenset[str]) -> Iterator[str]:
+    """Yield the lines that apply to an environment with these factors; `{[section]key}` lines are replaced."""
     waiting = [(text, 0)]
     lines = 0
     while waiting:
@@ -103,7 +147,7 @@ def _lines(sections: dict[str, dict[str, str]], text: str) -> Iterator[str]:
                 continue
             condition = _CONDITION.fullmatch(line)
             if condition:
-                if not _applies(condition[1]):
+                if not _applies(condition[1], factors):
                     continue
                 line = condition[2].strip()
             reference = re.fullmatch(r"\{\[([^]]+)\]([^{}:]+)\}", line)
@@ -115,11 +159,11 @@ def _lines(sections: dict[str, dict[str, str]], text: str) -> Iterator[str]:
                 break
 
 
-def _applies(condition: str) -> bool:
-    """Return whether a condition holds for tests with each of the versions of Python that machines have."""
+def _applies(condition: str, usual: frozenset[str]) -> bool:
+    """Return whether a condition holds for the factors with each of the versions of Python that machines have."""
     alternatives = [text.strip().split("-") for text in _alternatives(condition)]
     for version in DISTRIBUTED:
-        known = _FACTORS | {version, f"py{version}", f"py{version.replace('.', '')}"}
+        known = usual | {version, f"py{version}", f"py{version.replace('.', '')}"}
         if not any(
             all((factor[1:] not in known) if factor.startswith("!") else (factor in known) for factor in factors)
             for factors in alternatives
@@ -128,25 +172,18 @@ def _applies(condition: str) -> bool:
     return True
 
 
-def _alternatives(condition: str) -> list[str]:
-    """Return `a{b,c},d` as [`ab`, `ac`, `d`]; nothing if it is too long."""
-    waiting = [condition]
+def _alternatives(text: str) -> list[str]:
+    """Return `a{b,c},d` as [`ab`, `ac`, `d`]; nothing if there are too many."""
     found: list[str] = []
-    while waiting:
-        if len(waiting) + len(found) > _MOST_ALTERNATIVES:
-            return []
-        text = waiting.pop()
-        braces = _INNERMOST.search(text)
-        if braces is None:
-            found += text.split(",")
-            continue
-        # A comma outside of braces separates alternatives that have braces of their own.
-        before, after = text[: braces.start()], text[braces.end() :]
-        left, _, stem = before.rpartition(",")
-        tail, _, right = after.partition(",")
-        waiting += [each for each in (left, right) if each]
-        waiting += [f"{stem}{each}{tail}" for each in braces[1].split(",")]
-    return found
+    for alternative in re.findall(r"(?:[^,{}]|\{[^{}]*\})+", text):
+        expanded = [""]
+        for part in re.findall(r"[^{}]+|\{[^{}]*\}", alternative):
+            choices = part[1:-1].split(",") if part.startswith("{") else [part]
+            expanded = [f"{before}{choice.strip()}" for before in expanded for choice in choices]
+            if len(found) + len(expanded) > _MOST_ALTERNATIVES:
+                return []
+        found += expanded
+    return [each.strip() for each in found]
 
 
 def _from_toml(tox: dict[str, Any], path: str, prefix: str) -> Environment | None:

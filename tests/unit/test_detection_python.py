@@ -321,6 +321,23 @@ def test_a_condition_of_tox_applies_if_it_does_for_every_python_of_machines(cond
     assert found.requirements == ((("pytest",),) if applies else ())
 
 
+@pytest.mark.parametrize(
+    ("listed", "chosen"),
+    [
+        ("lint\n    py{39,310,311,312}-a3\n    py312-adev\n    py39-lowest\n    docs", ["a<4"]),
+        ("py{310,311,312}-d42-{sqlite,postgres},py{310,311,312,313}-d52-{postgres,sqlite}", ["d==5", "lite"]),
+        ("py311,py312,py313,py313-a3", []),
+        ("pypy3-a3", []),
+        ("", []),
+    ],
+)
+def test_the_usual_environment_of_tox_is_chosen_from_its_list(listed: str, chosen: list[str]) -> None:
+    text = f"[tox]\nenvlist =\n    {listed}\n[testenv]\ndeps =\n    a3: a<4\n    adev: a-dev\n    d42: d==4\n    d52: d==5\n"
+    found = tox.read(project({"tox.ini": f"{text}    sqlite: lite\n    postgres: psycopg\n"}))
+    assert found is not None
+    assert [words[0] for words in found.requirements] == chosen
+
+
 def test_requirements_of_tox_have_no_comments() -> None:
     text = "[testenv]\ndeps =\n    sybil >= 1.3  # https://example.org/issues/20#issue\n    git+https://example.org/a#egg=a\n"
     found = tox.read(project({"tox.ini": text}))
