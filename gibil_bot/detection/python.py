@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from gibil_bot.detection import hatch, python_requirements, tox
+from gibil_bot.detection import hatch, nox, python_requirements, tox
 from gibil_bot.detection.environments import EnvironmentFacts
 from gibil_bot.detection.facts import Candidate, Evidence, Facts, Runtime, Step
 from gibil_bot.detection.project import Project
@@ -98,7 +98,7 @@ def facts(project: Project) -> Facts | None:
     if not manifests and not any(_TEST_CODE.search(project.text(path) or "") for path in sources):
         return None  # scripts
     pytest = _pytest(project)
-    environments = [each for each in (tox.read(project), hatch.read(project)) if each is not None]
+    environments = [each for each in (tox.read(project), hatch.read(project), nox.read(project)) if each is not None]
     tests = list(_tests(project, environments, pytest, sources))
     manager, steps, env = _install(project, environments, pytest, lead)
     first = steps[0].evidence if steps else lead

@@ -238,6 +238,56 @@ def test_hatch_has_a_file_and_scripts_of_its_own() -> None:
     assert commands(found)[0] == "MODE=full pytest tests -q"
 
 
+NOX = """\
+import nox
+OPTIONS = ["-n", "auto"]
+
+@nox.session
+def lint(session):
+    session.run("ruff", "check")
+
+@nox.session(python=["3.11", "3.12", "3.13"], name="test")
+def tests(session: nox.Session) -> None:
+    session.install("coverage", "-r", "requirements/ci.txt")
+    session.install("-e.[extra,more]", "--group=mocks", *nox.project.dependency_groups(P, "servers"))
+    session.run("coverage", "run", "-m", "pytest", *OPTIONS, *(session.posargs or ["tests"]), env={"MODE": "full"})
+    session.run("coverage", "report", "--fail-under", "100")
+"""
+NOX_BASE = {
+    "pyproject.toml": '[project]\nname = "a"\n[project.optional-dependencies]\nextra = []\nmore = []\n'
+    "[dependency-groups]\nmocks = []\nservers = []\n[tool.pytest]\n",
+    "requirements/ci.txt": "",
+    "tests/test_a.py": "import pytest\n",
+}
+
+
+def test_a_session_of_nox_is_read_without_running_it() -> None:
+    found = facts({**NOX_BASE, "noxfile.py": NOX})
+    assert installs(found) == [
+        "pip install -e '.[extra,more]' --group servers --group mocks -r requirements/ci.txt coverage pytest"
+    ]
+    assert found.tests[0].run == ("""test $# != 0 || set -- tests; MODE=full coverage run -m pytest -n auto "$@\"""")
+    assert str(found.tests[0].evidence) == "noxfile.py:9 (nox session test)"
+
+
+@pytest.mark.parametrize(
+    ("body", "command"),
+    [
+        ('    session.run("python", "build.py")\n    session.run("pytest")\n', "nox -s test -p VERSION"),
+        ("    helper(session)\n", "nox -s test -p VERSION"),
+        ('    session.run("pytest", *arguments())\n', "python -m pytest"),
+        ('    if CI:\n        session.run("pytest", "-x")\n', "python -m pytest"),
+    ],
+)
+def test_a_session_that_prepares_runs_with_nox_if_the_ci_does(body: str, command: str) -> None:
+    text = f'import nox\n@nox.session(python=VERSIONS)\ndef test(session):\n    session.install("mock")\n{body}'
+    ci = "jobs:\n  test:\n    steps:\n      - run: python -m nox -s test-${{ matrix.python }} -- -v\n"
+    with_ci = {**NOX_BASE, "noxfile.py": text, ".github/workflows/ci.yml": ci}
+    assert commands(facts(with_ci))[0] == command
+    assert commands(facts({**NOX_BASE, "noxfile.py": text})) == ["python -m pytest"]
+    assert "mock" in installs(facts(with_ci))[0]
+
+
 def test_poetry_groups_have_an_equivalent_for_pip() -> None:
     text = (
         '[tool.poetry]\nname = "a"\n[tool.poetry.dependencies]\npython = "^3.9"\n[tool.poetry.group.test.dependencies]\n'
@@ -430,6 +480,12 @@ BROKEN = [
     {"setup.cfg": "no section\n[metadata\n", "setup.py": "", "test_a.py": ""},
     {"tox.ini": "[testenv]\ndeps = {[testenv]deps}\ncommands = {[testenv]commands}\n", "test_a.py": "import unittest"},
     {"requirements.txt": "\x00\xff", "test_a.py": "import unittest"},
+    {"noxfile.py": "import nox\n@nox.session\ndef tests(session:\n", "test_a.py": "import unittest"},
+    {
+        "noxfile.py": "@session\ndef test(s):\n    s.run(*s.run(), env=x)\n    s.install(*x[0][1], -1, '-r')\n",
+        "test_a.py": "import pytest",
+    },
+    {"noxfile.py": "x = [*x]\n@session()\ndef test(s):\n    s.run('pytest', *x)\n", "test_a.py": "import pytest"},
 ]
 
 
@@ -473,6 +529,8 @@ def test_names_that_are_no_names_never_reach_a_command() -> None:
         {"pyproject.toml": "[project]\nrequires-python = '" + ",".join([">=3.10"] * 20_000) + "'\n"},
         {"setup.py": "extras_require" + "'test'" + " " * 250_000, "requirements.txt": "psycopg2" + " " * 250_000},
         {"pyproject.toml": "x = " + "[" * 100_000},
+        {"noxfile.py": "x = " + "-" * 100_000 + "1"},
+        {"noxfile.py": "@session\ndef test(s):\n" + "    if x:\n        s.run('pytest', '-n', *s.posargs)\n" * 6000},
     ],
 )
 def test_huge_manifests_are_read_quickly(files: dict[str, str]) -> None:
