@@ -88,6 +88,8 @@ def submodules(project: Project) -> Evidence | None:
             wanted = table(table(step).get("with")).get("submodules")
             if wanted is True or (isinstance(wanted, str) and wanted in ("true", "recursive")):
                 return project.evidence(path, "submodules", "its CI checks out submodules")
+            if "git submodule update --init" in str(table(step).get("run")):
+                return project.evidence(path, "git submodule update", "its CI runs `git submodule update --init`")
     return None
 
 
