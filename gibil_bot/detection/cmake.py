@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from gibil_bot.detection import ci_hints
-from gibil_bot.detection.facts import Candidate, Evidence, Facts
+from gibil_bot.detection.facts import Candidate, Evidence, Facts, Step
 from gibil_bot.detection.languages import LAST_RESORT, is_only
 from gibil_bot.detection.project import Project
 
+_MESON = ("meson.build", "tests/meson.build", "test/meson.build", "src/meson.build", "unittests/meson.build")
+_MESON_OPTION = re.compile(
+    r"option\(\s{0,40}'(tests?|testing|unit[-_]?tests|build[-_]tests)'\s{0,40},\s{0,40}type\s{0,9}:\s{0,9}'boolean'"
+    r"[^)]{0,400}value\s{0,9}:\s{0,9}false"
+)
+_FRAMEWORKS = {
+    "Catch2": ("catch2",),
+    "GTest": ("libgtest-dev", "libgmock-dev"),
+    "doctest": ("doctest-dev",),
+    "CppUTest": ("libcpputest-dev",),
+}
 WANTED = (
-    *("CMakeLists.txt", "tests/CMakeLists.txt", "test/CMakeLists.txt", "meson.build", "configure.ac", "configure.in"),
+    *("CMakeLists.txt", "tests/CMakeLists.txt", "test/CMakeLists.txt", "configure.ac", "configure.in"),
+    *_MESON,
+    *("meson_options.txt", "meson.options"),
     "Makefile",
     *ci_hints.WANTED,
 )
@@ -34,15 +48,20 @@ _JOBS = '-j"$(nproc)"'
 
 def facts(project: Project) -> Facts | None:
     tests: list[Candidate] = []
+    steps: list[Step] = []
     rank = 50 if is_only(project, "CMakeLists.txt", "meson.build", "configure.ac") else LAST_RESORT
     packages: list[str] = []
     if project.has("CMakeLists.txt") and (found := _cmake(project, rank)):
         tests.append(found)
+        steps.append(_configure(project, found.run.partition(" && ")[0], "CMakeLists.txt"))
         packages += ["cmake", "make", "g++"]
-    if project.has("meson.build"):
+    if project.has("meson.build") and (declared := _meson_tests(project)):
+        path, options = declared
         folder = _build_folder(project)
-        run = f"meson setup {folder} && meson compile -C {folder} && meson test -C {folder} --print-errorlogs"
-        tests.append(Candidate(run=run, evidence=project.evidence("meson.build", "test("), needs=("meson",), rank=rank))
+        setup = f"meson setup {folder}{options}"
+        steps.append(_configure(project, setup, "meson.build"))
+        run = f"{setup} && meson compile -C {folder} && meson test -C {folder} --print-errorlogs"
+        tests.append(Candidate(run=run, evidence=project.evidence(path, "test(", options.strip()), needs=("meson",), rank=rank))
         packages += ["meson", "ninja-build", "pkg-config", "g++"]
     if found := _autotools(project, rank):
         tests.append(found)
@@ -50,10 +69,40 @@ def facts(project: Project) -> Facts | None:
     if not tests:
         return None
     packages += _ci_packages(project)
+    packages += _frameworks(project)
     if _tested_by_make(project):
         # installing takes longer than such a project's tests, and nothing here would run
         packages = []
-    return Facts(ecosystem="C/C++", tests=tuple(tests), packages=tuple(dict.fromkeys(packages)))
+    if rank == LAST_RESORT or _tested_by_make(project):
+        steps = []
+    return Facts(ecosystem="C/C++", steps=tuple(steps[:1]), tests=tuple(tests), packages=tuple(dict.fromkeys(packages)))
+
+
+def _configure(project: Project, command: str, manifest: str) -> Step:
+    """Return the step that configures the build: it often downloads dependencies. Testing repeats it, to no effect."""
+    names = ("CMakeLists.txt", "meson.build", "meson_options.txt", "meson.options")
+    inputs = [path for path in sorted(project.paths) if path.rsplit("/", 1)[-1] in names or path.endswith((".cmake", ".wrap"))]
+    return Step(run=command, evidence=Evidence(path=manifest), inputs=tuple(inputs[:100]))
+
+
+def _meson_tests(project: Project) -> tuple[str, str] | None:
+    """Return the file that declares Meson's tests, and the options that enable them; None if nothing declares any."""
+    path = next(
+        (path for path in _MESON if re.search(r"^[ \t]{0,40}test[ \t]{0,9}\(", project.text(path) or "", re.MULTILINE)), None
+    )
+    if path is None:
+        return None
+    text = "\n".join(project.text(each) or "" for each in ("meson_options.txt", "meson.options"))
+    options = "".join(f" -D{name}=true" for name in _MESON_OPTION.findall(text))
+    return path, options
+
+
+def _frameworks(project: Project) -> Iterator[str]:
+    """Yield the packages of the test frameworks that CMake looks for before it downloads them."""
+    text = "\n".join(project.text(path) or "" for path in WANTED if path.endswith("CMakeLists.txt"))
+    for name, packages in _FRAMEWORKS.items():
+        if re.search(rf"find_package[ \t]{{0,9}}\([ \t]{{0,9}}{name}\b", text):
+            yield from packages
 
 
 def _cmake(project: Project, rank: int) -> Candidate | None:
@@ -66,7 +115,7 @@ def _cmake(project: Project, rank: int) -> Candidate | None:
     options = [name for name in names if _TEST_OPTION.fullmatch(name) and not _NO_TEST_OPTION.search(name)][:5]
     definitions = "".join(f" -D{name}=ON" for name in options)
     build = f"cmake -S . -B {folder}{definitions} && cmake --build {folder} {_JOBS}"
-    run = f"{build} && ctest --test-dir {folder} --output-on-failure"
+    run = f"{build} && ctest --test-dir {folder} --output-on-failure --no-tests=error"
     found = _TESTS.search(project.text(path) or "")
     evidence = project.evidence(path, found[1] if found else "", "".join(f"{name}=ON " for name in options).strip())
     return Candidate(run=run, evidence=evidence, needs=("cmake", "ctest"), rank=rank)

@@ -31,7 +31,7 @@ from gibil_bot.scripts.templates import text
 Purpose = Literal["test", "lint"]
 
 COVERS_ALL = 20
-_LAST_RESORT = 80
+LAST_RESORTS = 80
 _ALL_EVIDENCE = 60
 
 
@@ -182,7 +182,7 @@ def _test_script(found: Combined, quotes: tuple[Quote, ...], suggestion: str) ->
         parts.append(text("detect_test"))
     covering = [(group, each) for group in found.groups for each in group.candidates if each.rank < COVERS_ALL]
     parts += [_candidate("only", group, each) for group, each in sorted(covering, key=lambda pair: pair[1].rank)]
-    own = [(group, [each for each in group.candidates if COVERS_ALL <= each.rank < _LAST_RESORT]) for group in found.groups]
+    own = [(group, [each for each in group.candidates if COVERS_ALL <= each.rank < LAST_RESORTS]) for group in found.groups]
     own = [(group, candidates) for group, candidates in own if candidates]
     for group, candidates in own:
         if len(own) > 1:
@@ -190,7 +190,7 @@ def _test_script(found: Combined, quotes: tuple[Quote, ...], suggestion: str) ->
         parts += [_candidate("one" if len(own) > 1 else "only", group, each) for each in candidates]
     if len(own) > 1:
         parts.append("finish\n")
-    last = [(group, each) for group in found.groups for each in group.candidates if each.rank >= _LAST_RESORT]
+    last = [(group, each) for group in found.groups for each in group.candidates if each.rank >= LAST_RESORTS]
     parts += [_candidate("only", group, each) for group, each in sorted(last, key=lambda pair: pair[1].rank)]
     parts.append(_nothing(found, quotes, suggestion))
     return "".join(parts)
@@ -272,7 +272,7 @@ def _problem(folders: Sequence[Folder], purpose: Purpose) -> str:
         facts.ecosystem
         for folder in folders
         for facts in folder.facts
-        if facts.ecosystem not in ("make", "just", "Task", "Git")
+        if facts.ecosystem not in ("make", "just", "Task", "Git", "Linters", "Shell")
     ]
     seen = f" in this {' and '.join(dict.fromkeys(names))} project" if names else ""
     if purpose == "lint":

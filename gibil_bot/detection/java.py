@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from gibil_bot.detection import ci_hints, version_files
-from gibil_bot.detection.facts import Candidate, Evidence, Facts, Runtime
+from gibil_bot.detection.facts import Candidate, Evidence, Facts, Runtime, Step
 from gibil_bot.detection.languages import short_lines
 from gibil_bot.detection.project import Project
 from gibil_bot.detection.values import shown
@@ -45,19 +45,41 @@ _SKIPS = re.compile(r"-DskipTests|-Dmaven\.test\.skip|-x test\b")
 def facts(project: Project) -> Facts | None:
     tests: list[Candidate] = []
     tools: list[Runtime] = []
+    steps: list[Step] = []
     caches: list[str] = []
     if project.has("pom.xml"):
         tests.append(_maven(project))
+        steps.append(_resolve(project))
         tools += [] if project.has("mvnw") else [Runtime(name="maven", evidence=Evidence(path="pom.xml"))]
         caches.append("~/.m2/repository")
     gradle = project.first(*_GRADLE)
     if gradle:
         tests.append(_gradle(project, gradle))
+        if not steps:
+            steps.append(_configure(project, gradle))
         tools += [] if project.has("gradlew") else [Runtime(name="gradle", evidence=Evidence(path=gradle))]
         caches += ["~/.gradle/caches", "~/.gradle/wrapper"]
     if not tests:
         return None
-    return Facts(ecosystem="Java", runtimes=(_java(project), *tools), tests=tuple(tests), caches=tuple(caches))
+    runtimes = (_java(project), *tools)
+    return Facts(ecosystem="Java", runtimes=runtimes, steps=tuple(steps), tests=tuple(tests), caches=tuple(caches))
+
+
+def _resolve(project: Project) -> Step:
+    """Return the step that downloads what Maven needs. `go-offline` fails for some projects whose tests pass."""
+    program = "sh ./mvnw" if project.has("mvnw") else "mvn"
+    offline = f"{program} -B -ntp dependency:go-offline"
+    inputs = [path for path in sorted(project.paths) if path.rsplit("/", 1)[-1] == "pom.xml" or path.startswith(".mvn/")]
+    run = f"{offline} || {program} -B -ntp -q dependency:help >/dev/null"
+    return Step(run=run, shown=offline, short=offline, evidence=Evidence(path="pom.xml"), inputs=tuple(inputs[:100]))
+
+
+def _configure(project: Project, manifest: str) -> Step:
+    """Return the step that downloads Gradle and its plugins. The dependencies follow when something is compiled."""
+    run = f"{'sh ./gradlew' if project.has('gradlew') else 'gradle'} --no-daemon --quiet help"
+    inputs = [path for path in sorted(project.paths) if path.endswith((".gradle", ".gradle.kts", "gradle-wrapper.properties"))]
+    inputs += project.present(("gradle.properties", "gradle/libs.versions.toml"))
+    return Step(run=run, evidence=Evidence(path=manifest), inputs=tuple(inputs[:100]))
 
 
 def _maven(project: Project) -> Candidate:

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import Any
 
 from gibil_bot.detection import ci_hints, linters, version_files
@@ -15,6 +16,7 @@ from gibil_bot.detection.languages import MAKE, is_only
 from gibil_bot.detection.project import Project
 from gibil_bot.detection.semver import parse_range
 from gibil_bot.detection.values import items, quoted, shown, string, table
+from gibil_bot.scripts.templates import text as script_text
 
 _LOCKS = ("package-lock.json", "npm-shrinkwrap.json")
 WANTED = (
@@ -42,6 +44,7 @@ _NEWEST_LTS = "24"
 _PNPM_OF_LOCK = {"5.3": "6", "5.4": "7", "6": "8", "9": "9"}
 _PNPM_ONLY_NODE_22 = 11
 """The first major version of pnpm that needs Node.js 22."""
+_LOCK_FORMAT = re.compile(r"lockfileVersion:\s{0,9}'?(\d\.\d)'?\s{0,9}")
 _VERSION = re.compile(r"\d{1,6}(\.\d{1,6}){0,2}")
 _NO_TEST = re.compile(r"no test specified")
 _TESTS_OTHERWISE = (
@@ -60,13 +63,40 @@ _TESTS_OTHERWISE = (
 _WATCHES = re.compile(
     r"\s--watch(All)?(?![\w=:-])|\b(mocha|tsc|jest|vitest|ava)\b[^&|;]{0,200}\s-w(?![\w=:-])|\bvitest (watch|dev)\b"
 )
-_BROWSER = re.compile(r"\b(karma|wdio|cypress|testcafe|web-test-runner|wtr|nightwatch|playwright)\b|ChromeHeadless")
-_HAS_BROWSER = 'test -n "${CHROME_BIN:-}" || command -v google-chrome chromium chromium-browser firefox >/dev/null'
+_BROWSER = re.compile(
+    r"\b(karma|wdio|cypress|testcafe|testem|web-test-runner|wtr|nightwatch|playwright|puppeteer)\b(?! install)|ChromeHeadless|"
+    r"\s--headless\b|\bvitest\b[^&|;]{0,200}\s--browser\b"
+)
+_HAS_BROWSER = (
+    'test -n "${CHROME_BIN:-}" || command -v google-chrome chromium chromium-browser firefox >/dev/null || '
+    "test -d ~/.cache/ms-playwright"
+)
+_BROWSER_NAME = re.compile(r"(?:^|[:_-])(?:browsers?|chrome|firefox|karma|playwright|puppeteer|selenium|wdio)(?:$|[:_-])")
+_CHROME = ("karma-chrome-launcher", "puppeteer", "testem")
+_PLAYWRIGHT = (
+    "playwright",
+    "@playwright/test",
+    "playwright-chromium",
+    "@web/test-runner-playwright",
+    "@vitest/browser-playwright",
+)
+_INSTALLED_ON_INSTALL = re.compile(r"\bplaywright install((?: [a-z-]+){0,9})")
+_PLAYWRIGHT_INSTALL = re.compile(
+    r"(?:npx|pnpm exec|pnpm|pnpx|yarn|yarn dlx|bunx|bun x)?(?: -y)? ?playwright install((?: [a-z-]+)*)"
+)
+_CALL = re.compile(r"(?:npm|pnpm|yarn|bun)(?: run| run-script)? (\w[\w:.-]*)(?= |$)")
+_CALLS = re.compile(r"\b(?:npm|pnpm|yarn|bun)(?: run| run-script)? (\w[\w:.-]*)(?= |$)")
+_TEST_NAME = re.compile(r"tests?[:-](?!browser|e2e)[\w:-]+")
 _RUNNERS = (
     ("vitest", "npx vitest run"), ("jest", "npx jest"), ("ava", "npx ava"), ("mocha", "npx mocha"), ("tap", "npx tap"),
     ("jasmine", "npx jasmine"), ("uvu", "npx uvu"), ("tape", "npx tape 'test/**/*.js'"),
 )  # fmt: skip
 _INSTALL_FLAGS = ("--legacy-peer-deps", "--force", "--ignore-scripts")
+_BUILDS = re.compile(
+    r"(?:npm|pnpm|yarn|bun)(?: run| run-script)?(?: --if-present)? "
+    r"((?:build|compile|bootstrap|codegen|generate)"
+    r"(?![:-](?:docs?|site|website|check|size|types?)\b)(?:[:-][\w:-]+)?)(?: --if-present)?"
+)
 _DEPENDENCIES = ("dependencies", "devDependencies", "optionalDependencies", "peerDependencies")
 _ON_INSTALL = ("preinstall", "install", "postinstall", "prepare")
 _MOST_WORKSPACES = 100
@@ -109,7 +139,7 @@ def facts(project: Project) -> Facts | None:
     if not tests and not found_linters and not is_only(project, "package.json") and not project.has(*MAKE):
         # another language's project, which has package.json for tools that neither test nor lint it
         return None
-    steps = _steps(project, manifest, manager)
+    steps = (*_steps(project, manifest, manager), *_browsers(project, manifest, manager))
     node = _node(project, manifest, manager, prepares=bool(steps))
     runtimes = [node]
     if manager.name != "npm" and manager.program == manager.name:
@@ -128,13 +158,27 @@ def facts(project: Project) -> Facts | None:
 
 
 def _called(project: Project, manifest: dict[str, Any], manager: Manager) -> Iterator[Runtime]:
-    """Yield other package managers that the scripts call."""
+    """Yield other package managers that the scripts call which install, test or lint."""
+    scripts = {name: text for name, text in table(manifest.get("scripts")).items() if isinstance(text, str)}
     for name in ("pnpm", "yarn", "bun"):
-        for script, text in table(manifest.get("scripts")).items():
-            if name != manager.name and isinstance(text, str) and re.search(rf"(^|&& *|; *){name} (?!add|publish)", text):
+        for script, text in _reached(scripts).items():
+            if name != manager.name and re.search(rf"(^|&& *|; *){name} (?!add|publish)", text):
                 words = f"{shown(script)}: {shown(text)}"
                 yield Runtime(name=name, optional=True, evidence=project.evidence("package.json", f'"{script}"', words))
                 break
+
+
+def _reached(scripts: dict[str, str]) -> dict[str, str]:
+    """Return the scripts that run when the project is installed, built, tested or linted, and those that these call."""
+    begin = re.compile(rf"(pre|post)?(test|build|lint|unit|check)([:-].*)?|{'|'.join(_ON_INSTALL)}")
+    found = {name: text for name, text in scripts.items() if begin.fullmatch(name)}
+    waiting = list(found.values())
+    while waiting:
+        words = set(re.findall(r"[\w:-]+", waiting.pop()))
+        called = {name: text for name, text in scripts.items() if name in words and name not in found}
+        found |= called
+        waiting += called.values()
+    return found
 
 
 # Which Node.js
@@ -266,26 +310,30 @@ def _by_lock(project: Project) -> Manager | None:
 
 def _pnpm(project: Project) -> tuple[str, Evidence]:
     """Return the version of pnpm by its lock file's format, and the evidence."""
-    for text, where in ci_hints.versions(project, "pnpm/action-setup", "version"):
-        if found := _VERSION.match(text):
+    lock, line = next(
+        (
+            (found[1], number)
+            for number, text in islice(project.lines("pnpm-lock.yaml"), 20)
+            if (found := _LOCK_FORMAT.fullmatch(text))
+        ),
+        ("", None),
+    )
+    oldest = _PNPM_OF_LOCK.get(lock) or _PNPM_OF_LOCK.get(lock[:1], "")
+    for text, where in ci_hints.versions(project, "pnpm/", "version"):
+        # a job for old versions of Node uses a pnpm that can't read the lock file
+        if (found := _VERSION.match(text)) and int(found[0].split(".")[0]) >= int(oldest or 0):
             return found[0], where
     settings = set(project.yaml("pnpm-workspace.yaml")) - {"packages", "catalog", "catalogs"}
     if settings:
         # only pnpm 10 and later read settings there; the lock file's format didn't change
         return "10", project.evidence("pnpm-workspace.yaml", sorted(settings)[0], "settings of pnpm 10")
-    for number, line in project.lines("pnpm-lock.yaml"):
-        if found := re.fullmatch(r"lockfileVersion:\s*'?(\d\.\d)'?\s*", line):
-            version = _PNPM_OF_LOCK.get(found[1]) or _PNPM_OF_LOCK.get(found[1][0], "")
-            return version, Evidence(path="pnpm-lock.yaml", line=number, text=f"lockfileVersion {found[1]}")
-        if number > 20:
-            break
-    return "", project.evidence("pnpm-lock.yaml")
+    return oldest, Evidence(path="pnpm-lock.yaml", line=line, text=f"lockfileVersion {lock}" if lock else "")
 
 
 def _by_ci(project: Project) -> Manager | None:
     """Return the manager that the CI installs with, if the project keeps no lock file."""
     for command in ci_hints.commands(project):
-        if found := re.match(r"(pnpm|yarn|bun) (install|i)\b", command.run):
+        if found := re.match(r"(pnpm|yarn|bun) (install|i|ci)\b", command.run):
             version = {"pnpm": "10", "yarn": "1", "bun": ""}[found[1]]
             return Manager(found[1], version, command.evidence())
         if re.match(r"npm (ci|install|i)\b", command.run):
@@ -339,6 +387,50 @@ def _npm_install(project: Project, *, frozen: bool, where: Evidence) -> tuple[st
     return " ".join(["npm", verb, "--no-audit", "--no-fund", *flags]), where
 
 
+def _browsers(project: Project, manifest: dict[str, Any], manager: Manager) -> Iterator[Step]:
+    """Yield the step that makes a browser available for the tests that use one."""
+    depends = {**table(manifest.get("dependencies")), **table(manifest.get("devDependencies"))}
+    scripts = _scripts(manifest)
+    name = _test_script(scripts)
+    if name is None:
+        return
+    if any(package in depends for package in _PLAYWRIGHT):
+        if found := _INSTALLED_ON_INSTALL.search(_on_install(scripts)):
+            names = [word for word in found[1].split() if not word.startswith("-")]
+            yield _playwright(manager, project.evidence("package.json", found[0], found[0]), names)
+            return
+        for command in ci_hints.commands(project):
+            if found := _PLAYWRIGHT_INSTALL.fullmatch(command.run):
+                names = [word for word in found[1].split() if not word.startswith("-")]
+                yield _playwright(manager, command.evidence(), names)
+                return
+        package = next(package for package in _PLAYWRIGHT if package in depends)
+        if _uses_browser(scripts, name):
+            yield _playwright(manager, project.evidence("package.json", f'"{package}"', package), [])
+            return
+    package = next((package for package in _CHROME if package in depends), "")
+    if package and (package == "puppeteer" or _uses_browser(scripts, name)):
+        evidence = project.evidence("package.json", f'"{package}"', package)
+        run = f"{script_text('detect_browser')}chromium"
+        yield Step(run=run, shown="apt-get install chromium", short="apt-get install -y chromium", evidence=evidence)
+
+
+def _on_install(scripts: dict[str, str]) -> str:
+    """Return the text of the scripts that run when the project is installed."""
+    names = {name for hook in _ON_INSTALL if hook in scripts for name in (hook, *_called_by(scripts, hook))}
+    return "\n".join(scripts[name] for name in sorted(names))
+
+
+def _playwright(manager: Manager, evidence: Evidence, browsers: list[str]) -> Step:
+    program = {"pnpm": "pnpm exec playwright", "bun": "bunx playwright"}.get(manager.name, "npx playwright")
+    if manager.name == "yarn":
+        program = f"{manager.program} run playwright"
+    words = " ".join(browsers)
+    run = f"{script_text('detect_browser')}playwright {program} -- {words}".rstrip()
+    short = f"{program} install --with-deps {words}".rstrip()
+    return Step(run=run, shown=short, short=short, evidence=evidence)
+
+
 # Workspaces
 
 
@@ -372,9 +464,7 @@ def _in_glob(folder: str, glob: str) -> bool:
 
 
 def _tests(project: Project, manifest: dict[str, Any], manager: Manager) -> tuple[Candidate, ...]:
-    scripts = {
-        name: text for name, text in table(manifest.get("scripts")).items() if isinstance(text, str) and name.isprintable()
-    }
+    scripts = _scripts(manifest)
     name = _test_script(scripts)
     if name is None:
         found = _workspace_tests(project, manifest, manager) or _by_runner(project, manifest, manager)
@@ -394,6 +484,10 @@ def _tests(project: Project, manifest: dict[str, Any], manager: Manager) -> tupl
     return tuple(replace(each, shown=each.run.replace(' -- "$@"', "")) for each in found)
 
 
+def _scripts(manifest: dict[str, Any]) -> dict[str, str]:
+    return {name: text for name, text in table(manifest.get("scripts")).items() if isinstance(text, str) and name.isprintable()}
+
+
 def _test_script(scripts: dict[str, str]) -> str | None:
     """Return the name of the script that tests once and ends."""
 
@@ -410,6 +504,9 @@ def _script_evidence(project: Project, scripts: dict[str, str], name: str) -> Ev
 
 
 def _by_script(project: Project, scripts: dict[str, str], name: str, manager: Manager) -> list[Candidate]:
+    if tested := _ci_script(project, scripts, name):
+        name, evidence = tested
+        return [Candidate(run=manager.script(name, arguments=True), evidence=evidence, needs=manager.needs, rank=30)]
     evidence = _script_evidence(project, scripts, name)
     whole = Candidate(run=manager.script(name, arguments=True), evidence=evidence, needs=manager.needs, rank=30)
     parts = _parts(scripts, name)
@@ -425,6 +522,35 @@ def _by_script(project: Project, scripts: dict[str, str], name: str, manager: Ma
     ]
 
 
+def _ci_script(project: Project, scripts: dict[str, str], test: str) -> tuple[str, Evidence] | None:
+    """Return the test script that the CI runs if it never runs `test`, which then does more than the CI can."""
+    if test != "test":
+        return None
+    parts = _called_by(scripts, test)
+    chosen: tuple[str, Evidence] | None = None
+    for command in ci_hints.commands(project):
+        called = _CALL.match(command.run)
+        if called is None or command.folder:
+            continue
+        name = called[1]
+        if name in ("test", "t", "tst") or name in parts:
+            return None
+        if chosen is None and name in scripts and _TEST_NAME.fullmatch(name) and "test" not in _called_by(scripts, name):
+            chosen = name, command.evidence()
+    return chosen
+
+
+def _called_by(scripts: dict[str, str], name: str) -> set[str]:
+    """Return the scripts that a script calls, directly or not."""
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        called = {each[1] for each in _CALLS.finditer(scripts.get(waiting.pop(), ""))} & scripts.keys()
+        waiting += called - found
+        found |= called
+    return found
+
+
 def _parts(scripts: dict[str, str], name: str) -> list[str]:
     """Return the scripts that a script runs one after another; empty if it does anything else."""
     found = []
@@ -437,6 +563,8 @@ def _parts(scripts: dict[str, str], name: str) -> list[str]:
 
 
 def _uses_browser(scripts: dict[str, str], name: str) -> bool:
+    if _BROWSER_NAME.search(name):
+        return True
     return bool(_BROWSER.search(scripts[name])) or any(_BROWSER.search(scripts[part]) for part in _parts(scripts, name))
 
 
@@ -489,26 +617,37 @@ def _by_runner(project: Project, manifest: dict[str, Any], manager: Manager) -> 
     return []
 
 
+def _build_script(scripts: dict[str, str], command: str) -> str:
+    """Return the build script that a command runs, or whose text it begins with; empty if there is none."""
+    if (found := _BUILDS.fullmatch(command)) and found[1] in scripts:
+        return found[1]
+    begin = command.partition("${{")[0].strip()
+    if not begin.startswith("node "):
+        return ""
+    return next((name for name in scripts if name.startswith("build") and f"{scripts[name]} ".startswith(f"{begin} ")), "")
+
+
 def _build_first(project: Project, scripts: dict[str, str], test: str, manager: Manager) -> tuple[str, Evidence] | None:
-    """Return the build that every job of the CI runs before the tests, unless installing or testing runs it anyway."""
-    tested = re.compile(rf"(npm|pnpm|yarn|bun)( run| run-script)? ({re.escape(test)}|test(:[\w:-]+)?|t|unit)(?![\w:-])")
-    built: dict[str, tuple[str, ci_hints.Command]] = {}
-    wanted: tuple[str, ci_hints.Command] | None = None
+    """Return the builds that every job of the CI runs before the tests, unless installing or testing runs them anyway."""
+    tested = re.compile(rf"(npm|pnpm|yarn|bun)( run| run-script)? ({re.escape(test)}|test([:-][\w:-]+)?|t|unit)(?![\w:-])")
+    built: dict[str, dict[str, ci_hints.Command]] = {}
+    wanted: dict[str, ci_hints.Command] = {}
     for command in ci_hints.commands(project):
         if command.folder:
             continue
-        found = re.fullmatch(r"(?:npm|pnpm|yarn|bun)(?: run| run-script)? (build|compile|build:all|bootstrap)", command.run)
-        if found and found[1] in scripts:
-            built.setdefault(command.job, (found[1], command))
+        if name := _build_script(scripts, command.run):
+            built.setdefault(command.job, {}).setdefault(name, command)
         elif tested.match(command.run):
             if command.job not in built:
                 return None
-            wanted = wanted or built[command.job]
-    if wanted is None:
-        return None
-    name, where = wanted
+            wanted = wanted or dict(built[command.job])
     anyway = " ".join(scripts.get(key, "") for key in (test, f"pre{test}", *_ON_INSTALL))
-    return None if re.search(rf"\b{re.escape(name)}\b", anyway) else (manager.script(name), where.evidence())
+    needed = {
+        name: where for name, where in wanted.items() if not re.search(rf"(?<![\w:-]){re.escape(name)}(?![\w:-])", anyway)
+    }
+    if not needed:
+        return None
+    return " && ".join(manager.script(name) for name in needed), next(iter(needed.values())).evidence()
 
 
 # Environment
@@ -520,6 +659,11 @@ def _environment(manifest: dict[str, Any], manager: Manager) -> dict[str, str]:
     if manager.berry:
         env["YARN_ENABLE_TELEMETRY"] = "0"
     depends = {**table(manifest.get("dependencies")), **table(manifest.get("devDependencies"))}
+    if _INSTALLED_ON_INSTALL.search(_on_install(_scripts(manifest))):
+        env["PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD"] = "1"  # a step of its own downloads them
+    if "puppeteer" in depends:
+        # its own Chrome comes from a server that machines often can't reach, and a failure fails the installation
+        env["PUPPETEER_SKIP_DOWNLOAD"] = "1"
     if "cypress" in depends and not re.search(r"\bcypress\b", string(table(manifest.get("scripts")).get("test"))):
         # the download is large, from a server that machines often can't reach, and a failure fails the installation
         env["CYPRESS_INSTALL_BINARY"] = "0"

@@ -27,7 +27,7 @@ _VERSION = re.compile(r"(?:ruby-)?(\d{1,4}(?:\.\d{1,4}){1,2})(?:-p\d+)?")
 _IN_GEMFILE = re.compile(r"^\s*ruby\s*\(?\s*[\"'](~>\s*)?(\d{1,4}(?:\.\d{1,4}){1,2})[\"']\s*\)?\s*$")
 _RAKE_TEST = re.compile(
     r"^\s*(?:Rake::TestTask\.new|Minitest::TestTask\.create|(?:Rails::)?TestTask\.new)\b(?:\s*\(?\s*[:\"']([\w:]+))?|"
-    r"^\s*task\s*\(?\s*[:\"']?(test|spec)\b"
+    r"^\s*task\s*\(?\s*[:\"']?(test|spec)\b(?!\"?:? *(?:=>)? *[\"'][^\"']*\.)"
 )
 _LIBRARIES = {
     "pg": "libpq-dev",
@@ -40,7 +40,7 @@ _LIBRARIES = {
     "ffi": "libffi-dev",
     "rmagick": "libmagickwand-dev",
 }
-_NATIVE = ("build-essential", "ruby-dev", "libyaml-dev", "libffi-dev", "libssl-dev", "zlib1g-dev", "pkg-config")
+_NATIVE = ("build-essential", "ruby-dev", "bundler", "libyaml-dev", "libffi-dev", "libssl-dev", "zlib1g-dev", "pkg-config")
 """What native extensions of the most used gems are compiled with."""
 
 
@@ -106,15 +106,16 @@ def _tests(project: Project, gems: set[str], *, bundled: bool) -> Iterator[Candi
         yield Candidate(run="bin/rails test", evidence=Evidence(path="bin/rails"), needs=("ruby",), rank=35)
     rakefile = project.first("Rakefile", "rakefile")
     if rakefile:
+        for command in ci_hints.commands(project):
+            if not command.folder and re.fullmatch(r"(bundle exec )?rake( (default|test|spec))?", command.run):
+                run = f"{prefix}{command.run.removeprefix('bundle exec ')}"
+                yield Candidate(run=run, evidence=command.evidence(), needs=needs, rank=35)
+                return
         for number, line in short_lines(project, rakefile):
             if found := _RAKE_TEST.match(line):
                 task = found[1] or found[2] or "test"
                 run = f"{prefix}rake {task}"
                 yield Candidate(run=run, evidence=Evidence(path=rakefile, line=number, text=shown(line)), needs=needs, rank=35)
-                return
-        for command in ci_hints.commands(project):
-            if not command.folder and re.fullmatch(r"(bundle exec )?rake( (default|test|spec))?", command.run):
-                yield Candidate(run=command.run, evidence=command.evidence(), needs=needs, rank=36)
                 return
     if not project.has("bin/rails") and any(path.startswith("test/") and path.endswith("_test.rb") for path in project.paths):
         program = 'ruby -Ilib -Itest -e \'Dir["test/**/*_test.rb"].sort.each { |file| require "./#{file}" }\' --'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 
 from gibil_bot.detection import ci_hints
@@ -12,7 +13,33 @@ from gibil_bot.detection.values import quoted
 
 WANTED = ("package.json", "Makefile", *ci_hints.WANTED)
 
-_SCRIPT = re.compile(r"(?:(?:bash|sh|dash|zsh) )?(?:\./)?((?:[\w.-]+/)*(?:run[-_]?)?tests?[\w-]*(?:\.sh|\.bash)?)")
+_SCRIPT = re.compile(
+    r"(?:(?:bash|sh|dash|zsh) )?(?:\./)?"
+    r"((?:[\w.-]+/){0,9}(?:(?:run[-_]?)?(?:unit)?tests?[\w-]*|(?:(?<=test/)|(?<=tests/))run[\w-]*)(?:\.sh|\.bash)?)"
+)
+_USUAL = (
+    *(
+        "test/run.sh",
+        "tests/run.sh",
+        "test/run",
+        "tests/run",
+        "test/run_tests.sh",
+        "tests/run_tests.sh",
+        "test/test.sh",
+        "tests/test.sh",
+    ),
+    *(
+        "run_tests.sh",
+        "run-tests.sh",
+        "runtests.sh",
+        "run_tests",
+        "run-tests",
+        "runtests",
+        "test_runner",
+        "test.sh",
+        "tests.sh",
+    ),
+)
 _SUITES = ("test", "tests", "spec")
 
 
@@ -39,11 +66,28 @@ def facts(project: Project) -> Facts | None:
 
 
 def _scripts(project: Project, rank: int) -> list[Candidate]:
-    """Return the test scripts of the repository that its CI runs."""
+    """Return the test script of the repository that its CI runs, or one with a usual name."""
+    folder, job = "", ("", "")
     for command in ci_hints.commands(project):
+        if (command.job, command.folder) != job:
+            folder, job = command.folder, (command.job, command.folder)
+        if changed := re.fullmatch(r"cd ([\w./-]+)", command.run):
+            folder = posixpath.normpath(posixpath.join(folder, changed[1]))
         found = _SCRIPT.fullmatch(command.run)
-        if found and not command.folder and found[1] in project.paths:
-            interpreter = command.run.split()[0] if " " in command.run else "bash"
-            run = f"{interpreter} {quoted(found[1])}" if found[1].endswith((".sh", ".bash")) else f"./{quoted(found[1])}"
-            return [Candidate(run=run, evidence=command.evidence(), rank=max(rank, 65))]
+        if found is None:
+            continue
+        path = posixpath.normpath(posixpath.join(folder, found[1]))
+        if path not in project.paths:
+            path, folder = found[1], ""
+        if path in project.paths:
+            interpreter = command.run.split()[0] if " " in command.run else ""
+            return [Candidate(run=_run(found[1], folder, interpreter), evidence=command.evidence(), rank=max(rank, 65))]
+    if usual := project.first(*_USUAL):
+        return [Candidate(run=_run(usual), evidence=Evidence(path=usual), rank=max(rank, 66))]
     return []
+
+
+def _run(path: str, folder: str = "", interpreter: str = "") -> str:
+    script = path.endswith((".sh", ".bash"))
+    command = f"{interpreter or 'bash'} {quoted(path)}" if script or interpreter else f"./{quoted(path)}"
+    return f"cd {quoted(folder)} && {command}" if folder else command

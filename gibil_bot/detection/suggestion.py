@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 
 from gibil_bot.detection import workflows
-from gibil_bot.detection.combine import COVERS_ALL, Combined
+from gibil_bot.detection.combine import COVERS_ALL, LAST_RESORTS, Combined
 from gibil_bot.detection.detected import Quote
 from gibil_bot.detection.facts import Candidate
 from gibil_bot.detection.project import Project
@@ -61,6 +61,8 @@ def from_facts(found: Combined) -> str:
 def _chosen(found: Combined) -> list[tuple[str, str, Candidate]]:
     """Return (name, folder, candidate) of the commands that would run if all of them could."""
     firsts = [(group.name, group.path, group.candidates[0]) for group in found.groups]
+    if any(candidate.rank < LAST_RESORTS for _, _, candidate in firsts):
+        firsts = [entry for entry in firsts if entry[2].rank < LAST_RESORTS]
     covering = [entry for entry in firsts if entry[2].rank < COVERS_ALL]
     return sorted(covering, key=lambda entry: entry[2].rank)[:1] or firsts
 

@@ -3,6 +3,7 @@
 
 version_of() {
     case $1 in
+        elixir) "$2" --version 2>/dev/null | sed -n 's/^Elixir \([0-9.]*\).*/\1/p' ;;
         go) "$2" version 2>/dev/null | sed -n 's/^go version go\([0-9.]*\).*/\1/p' ;;
         java) "$2" -version 2>&1 | sed -n 's/^[^"]*"\(1\.\)\{0,1\}\([0-9.]*\).*/\2/p' | head -n 1 ;;
         *) "$2" --version 2>/dev/null | sed -n 's/^[^0-9]*\([0-9][0-9.]*\).*/\1/p' | head -n 1 ;;
@@ -33,6 +34,19 @@ present() {
     return 1
 }
 
+# node_headers: let node-gyp use the headers of this Node.js, which it would download from nodejs.org otherwise
+node_headers() {
+    local program found folder version
+    program=$(readlink -f "$(command -v node)") || return 0
+    folder=${program%/bin/*}/include
+    version=$("$program" -p process.versions.node 2>/dev/null) || return 0
+    found=$(sed -n 's/^#define NODE_[MP][A-Z]*_VERSION //p' "$folder/node/node_version.h" 2>/dev/null | head -n 3 | tr '\n' .)
+    test "$found" = "$version." || return 0
+    mkdir -p "${XDG_CACHE_HOME:=$HOME/.cache}/node-gyp/$version"
+    ln -sfn "$folder" "$XDG_CACHE_HOME/node-gyp/$version/include"
+    echo 11 >"$XDG_CACHE_HOME/node-gyp/$version/installVersion"  # the format of its cache since 2022
+}
+
 # runtime NAME required|optional EVIDENCE VERSION [BEGINNING…]: VERSION may be empty; other beginnings will do if they exist
 runtime() {
     local name=$1 need=$2 evidence=$3 version=$4 found='' seen=''
@@ -40,6 +54,7 @@ runtime() {
     test -n "$version" || fitting=("${@:5}")
     if present "$name" "${fitting[@]}"; then
         say "found $evidence → $name $found"
+        test "$name" != node || node_headers
         return 0
     fi
     local tool wanted=${fitting[0]-}
@@ -47,6 +62,7 @@ runtime() {
     say "found $evidence → $name${wanted:+ $wanted}, which this machine doesn't have${seen:+ (it has $seen)}; installing it"
     if test -n "$tool" && "$tool" "$name" "$wanted"; then
         hash -r
+        test "$name" != node || node_headers
         if present "$name" "${fitting[@]}"; then say "$name $found is installed"; fi
         return 0
     fi

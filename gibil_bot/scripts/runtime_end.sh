@@ -15,7 +15,7 @@ if stored && have; then
     exit 0
 fi
 case $name in
-    python | uv | node | npm | pnpm | yarn | bun | bats | go | rust | java | maven | gradle | ruby | php | composer)
+    python | uv | node | npm | pnpm | yarn | bun | deno | bats | go | rust | java | maven | gradle | ruby | php | composer)
         "install_$name"
         ;;
     poetry | pdm | pipenv | hatch | tox | nox | pre-commit | ruff | black | flake8 | mypy) tool "$name" ;;

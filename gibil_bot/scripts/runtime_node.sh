@@ -80,6 +80,12 @@ install_yarn() {
     esac
 }
 
+install_deno() {
+    npm_package "@deno/linux-$node_arch-glibc" "$work/tree" || nowhere
+    chmod 755 "$work/tree/deno"
+    keep "$work/tree" "$opt/deno-$version" . deno
+}
+
 install_bun() {
     package=@oven/bun-linux-$node_arch
     test "$node_arch" = x64 || package=@oven/bun-linux-aarch64

@@ -274,6 +274,20 @@ def test_a_missing_runtime_is_installed(tmp_path: Path) -> None:
     assert done.stdout.endswith("gibil: node 22.5.0 is installed\n"), done.stderr
 
 
+def test_native_modules_are_compiled_with_the_headers_of_the_nodejs_that_runs(tmp_path: Path) -> None:
+    path = machine(tmp_path, {"node": "case $1 in -p) echo 20.19.2 ;; *) echo v20.19.2 ;; esac"})
+    headers = tmp_path / "include" / "node"
+    headers.mkdir(parents=True)
+    script = top(Facts(ecosystem="Node.js", runtimes=(runtime(""),), tests=(candidate("true"),))).tasks[0].run
+    cache = tmp_path / ".cache/node-gyp/20.19.2"
+    for patch, exists in ((1, False), (2, True)):
+        lines = [f"#define NODE_{name}_VERSION {n}\n" for name, n in (("MAJOR", 20), ("MINOR", 19), ("PATCH", patch))]
+        (headers / "node_version.h").write_text("".join(lines))
+        assert bash(script, tmp_path, path=f"{path}:{os.defpath}").returncode == 0
+        assert (cache / "include/node/node_version.h").exists() is exists
+    assert (cache / "installVersion").read_text() == "11\n"
+
+
 PIP = "\n".join(
     (
         'echo "uv $*" >>"$HOME/calls"',
@@ -366,3 +380,15 @@ def test_few_files_are_read_of_a_large_project() -> None:
     assert len(found) <= WANTED_FILES
     assert {"pyproject.toml", "uv.lock", ".github/workflows/ci.yml"} <= set(found)
     assert len([path for path in found if path.startswith("tests/")]) <= 40
+
+
+def test_playwright_that_cant_download_uses_the_distributions_chromium(tmp_path: Path) -> None:
+    folder = tmp_path / "ms-playwright" / "chromium-1"
+    program = f'case "$*" in *--dry-run*) echo "  Install location:    {folder}" ;; *) echo "$@" >calls; exit 1 ;; esac'
+    path = machine(tmp_path, {"npx": program, "chromium": "exit 0"})
+    script = f"{text('detect_begin')}{text('detect_browser')}playwright npx playwright -- chromium firefox\n"
+    done = bash(script, tmp_path, path=f"{path}:{os.defpath}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "calls").read_text() == "playwright install --with-deps chromium firefox\n"
+    assert (folder / "chrome-linux/chrome").resolve() == tmp_path / "bin/chromium"
+    assert "tests in other browsers will fail" in done.stdout

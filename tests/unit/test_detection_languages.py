@@ -118,7 +118,11 @@ PROJECTS = {
         {
             "CMakeLists.txt": 'option(ENABLE_CJSON_TEST "Tests" On)\nif(ENABLE_CJSON_TEST)\n  enable_testing()\nendif()\n',
         },
-        tests=('cmake -S . -B build && cmake --build build -j"$(nproc)" && ctest --test-dir build --output-on-failure',),
+        install="cmake -S . -B build",
+        tests=(
+            'cmake -S . -B build && cmake --build build -j"$(nproc)" && '
+            "ctest --test-dir build --output-on-failure --no-tests=error",
+        ),
     ),
     "CMake with tests on request, and a folder build": Case(
         cmake.facts,
@@ -127,9 +131,10 @@ PROJECTS = {
             "tests/CMakeLists.txt": "add_test(NAME a COMMAND a)\n",
         },
         others=("build/README",),
+        install="cmake -S . -B build-tests -DFOO_BUILD_TESTS=ON",
         tests=(
             'cmake -S . -B build-tests -DFOO_BUILD_TESTS=ON && cmake --build build-tests -j"$(nproc)" && '
-            "ctest --test-dir build-tests --output-on-failure",
+            "ctest --test-dir build-tests --output-on-failure --no-tests=error",
         ),
     ),
     "Autotools without a generated configure": Case(
@@ -141,6 +146,7 @@ PROJECTS = {
     "Meson": Case(
         cmake.facts,
         {"meson.build": "project('a', 'c')\ntest('a', a)\n"},
+        install="meson setup build",
         tests=("meson setup build && meson compile -C build && meson test -C build --print-errorlogs",),
     ),
     "Ruby with tasks of minitest": Case(
@@ -179,6 +185,7 @@ PROJECTS = {
             CI: workflow("mvn verify javadoc:jar ${{ matrix.args }}", "mvn clean test --projects gson"),
         },
         runtimes=(("java", "17"), ("maven", "")),
+        install="mvn -B -ntp dependency:go-offline",
         tests=("mvn -B -ntp verify",),
     ),
     "Maven with a wrapper": Case(
@@ -186,6 +193,7 @@ PROJECTS = {
         {"pom.xml": "<project><properties><java.version>21</java.version></properties></project>"},
         others=("mvnw",),
         runtimes=(("java", "21"),),
+        install="sh ./mvnw -B -ntp dependency:go-offline",
         tests=("sh ./mvnw -B -ntp test",),
     ),
     "Gradle with a toolchain": Case(
@@ -196,6 +204,7 @@ PROJECTS = {
         },
         others=("gradlew",),
         runtimes=(("java", "21"),),
+        install="sh ./gradlew --no-daemon --quiet help",
         tests=("sh ./gradlew --no-daemon check",),
     ),
     "Gradle with compatibility settings": Case(
@@ -203,6 +212,7 @@ PROJECTS = {
         {"build.gradle": "sourceCompatibility = JavaVersion.VERSION_1_8\n"},
         others=("gradlew",),
         runtimes=(("java", "17"),),
+        install="sh ./gradlew --no-daemon --quiet help",
         tests=("sh ./gradlew --no-daemon test",),
     ),
     "PHPUnit with suites, of which the CI's first is for every machine": Case(
@@ -247,6 +257,44 @@ PROJECTS = {
         runtimes=(("deno", ""),),
         tests=("deno task test",),
     ),
+    "Ruby whose CI runs the default task, with a task that writes a document": Case(
+        ruby.facts,
+        {
+            "Gemfile": "gem 'minitest'\n",
+            "Rakefile": 'desc "Generate the specification"\ntask spec: "SPEC.rdoc"\nRake::TestTask.new("test:regular")\n',
+            CI: workflow("bundle exec rake"),
+        },
+        runtimes=(("ruby", ""),),
+        install='bundle install --jobs "$(nproc)" --retry 3',
+        tests=("bundle exec rake",),
+    ),
+    "Ruby without a CI, with a task that writes a document": Case(
+        ruby.facts,
+        {"Gemfile": "gem 'minitest'\n", "Rakefile": 'task spec: "SPEC.rdoc"\nRake::TestTask.new("test:regular")\n'},
+        runtimes=(("ruby", ""),),
+        install='bundle install --jobs "$(nproc)" --retry 3',
+        tests=("bundle exec rake test:regular",),
+    ),
+    "Meson with tests on request, in a folder": Case(
+        cmake.facts,
+        {
+            "meson.build": "if get_option('tests')\n  subdir('tests')\nendif\n",
+            "tests/meson.build": "  test('a', a)\n",
+            "meson_options.txt": "option('tests',\n  type : 'boolean',\n  value : false,\n  description : 'test'\n)\n",
+        },
+        install="meson setup build -Dtests=true",
+        tests=("meson setup build -Dtests=true && meson compile -C build && meson test -C build --print-errorlogs",),
+    ),
+    "a test script in a folder that the CI changes to": Case(
+        shell.facts,
+        {CI: workflow("|\n          cd tests\n          ./unittest.sh")},
+        others=("tests/unittest.sh",),
+        tests=("cd tests && bash unittest.sh",),
+    ),
+    "a script in the folder of the tests": Case(
+        shell.facts, {CI: workflow("./test/run.sh")}, others=("test/run.sh", "test/test_a.sh"), tests=("bash test/run.sh",)
+    ),
+    "a test script that no CI runs": Case(shell.facts, {}, others=("test_runner", "a.sh"), tests=("./test_runner",)),
     "bats": Case(
         shell.facts,
         {},
@@ -274,7 +322,7 @@ def test_a_project_is_installed_and_tested_as_its_manifests_say(name: str) -> No
     case = PROJECTS[name]
     found = case.facts(project(case.files, *case.others))
     assert found is not None
-    assert [step.run for step in found.steps] == ([case.install] if case.install else [])
+    assert [step.shown or step.run for step in found.steps] == ([case.install] if case.install else [])
     assert [each.shown or each.run for each in found.tests] == list(case.tests)
     assert tuple(versions(found).items()) == case.runtimes
 
@@ -311,6 +359,24 @@ def test_submodules_are_fetched_if_the_ci_does() -> None:
     assert [step.shown for step in found.steps] == ["git submodule update --init --recursive"]
     assert found.steps[0].inputs == (".gitmodules", "vendor/lib")
     assert submodules.facts(project({**files, CI: workflow()}, "vendor/lib")) is None
+
+
+def test_submodules_are_fetched_if_the_ci_does_so_by_a_command() -> None:
+    found = submodules.facts(project({".gitmodules": "\tpath = a\n", CI: workflow("git submodule update --init")}))
+    assert found is not None
+    assert str(found.steps[0].evidence) == f"{CI}:5 (its CI runs `git submodule update --init`)"
+
+
+def test_test_frameworks_that_cmake_looks_for_are_installed() -> None:
+    text = "find_package( GTest REQUIRED)\n"
+    found = cmake.facts(project({"CMakeLists.txt": "enable_testing()\n", "tests/CMakeLists.txt": text}))
+    assert found is not None
+    assert {"libgtest-dev", "libgmock-dev"} < set(found.packages)
+    assert "catch2" not in found.packages
+
+
+def test_a_meson_project_without_tests_isnt_tested_by_meson() -> None:
+    assert cmake.facts(project({"meson.build": "project('a', 'c')\ntest_data = 1\n"})) is None
 
 
 def test_a_language_that_extends_another_ones_package_is_the_last_resort() -> None:

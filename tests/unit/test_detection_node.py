@@ -447,3 +447,101 @@ def test_names_from_the_repository_reach_the_shell_only_in_quotes() -> None:
     }
     assert facts(files, ".yarn/$(id).cjs").tests[0].run == "node '.yarn/$(id).cjs' run test"
     assert facts(files).tests[0].run == "yarn run test"
+
+
+@pytest.mark.parametrize(
+    ("runs", "scripts", "command"),
+    [
+        (
+            ["npm run build:check", "npm run build:test", "npm test -- -i"],
+            {"build:test": "tsc", "build:check": "tsc"},
+            "build:test",
+        ),
+        (["npm run build --if-present", "npm test"], {"build": "tsc"}, "build"),
+        (["node ./tools/build.js -t ${{ matrix.how }}", "npm test"], {"build": "node ./tools/build.js -t node"}, "build"),
+        (["npm run build:docs", "npm test"], {"build:docs": "typedoc"}, ""),
+        (["npm run build", "npm test"], {"build": "tsc", "prepare": "npm run build"}, ""),
+    ],
+)
+def test_what_the_ci_builds_before_the_tests_is_built(runs: list[str], scripts: dict[str, str], command: str) -> None:
+    found = facts({"package.json": {"scripts": {"test": "jest", **scripts}}, CI: workflow(*runs)})
+    assert found.tests[0].shown == (f"npm run {command} && npm test" if command else "npm test")
+
+
+@pytest.mark.parametrize(
+    ("runs", "scripts", "command"),
+    [
+        (["pnpm run test:node"], {"test": "cd packages/a && npm test"}, "npm run test:node"),
+        (["npm run test:node", "npm run lint"], {"test": "npm run test:node && npm run lint"}, "npm test"),
+        (["npm run test:node"], {"test": "npm run test:all", "test:all": "npm run test:node -s && karma"}, "npm test"),
+        (["npm run test:node", "npm test"], {"test": "jest"}, "npm test"),
+        (["npm run test:browser"], {"test": "jest"}, "npm test"),
+        (["npm run test-ci"], {"test": "jest", "test-ci": "FULL=1 npm test"}, "npm test"),
+    ],
+)
+def test_the_script_that_the_ci_runs_in_place_of_all_tests_is_run(
+    runs: list[str], scripts: dict[str, str], command: str
+) -> None:
+    others = {"test:node": "mocha", "test:browser": "karma start", "lint": "eslint ."}
+    found = facts({"package.json": {"scripts": {**others, **scripts}}, CI: workflow(*runs)})
+    assert found.tests[0].shown == command
+
+
+def test_a_manager_that_only_benchmarks_call_isnt_installed() -> None:
+    scripts = {"test": "vitest run", "bench:bun": "bun run bench.ts"}
+    assert [each.name for each in facts({"package.json": {"scripts": scripts}}).runtimes] == ["node"]
+
+
+def test_a_pnpm_that_cant_read_the_lock_file_isnt_chosen() -> None:
+    old = "      - uses: pnpm/action-setup@v5\n        with: {version: 3}\n"
+    new = "      - uses: pnpm/setup@v2\n        with: {version: 11}\n"
+    ci = f"jobs:\n  old:\n    steps:\n{old}      - run: pnpm run old\n  full:\n    steps:\n{new}      - run: pnpm test\n"
+    files: dict[str, File] = {
+        "package.json": {"scripts": {"test": "uvu"}},
+        "pnpm-lock.yaml": "lockfileVersion: '9.0'\n",
+        CI: ci,
+    }
+    assert runtime(facts(files), "pnpm") == "11"
+
+
+@pytest.mark.parametrize(
+    ("manifest", "ci", "step"),
+    [
+        ({"devDependencies": {"playwright": "1"}}, "npx playwright install --with-deps", "npx playwright install --with-deps"),
+        (
+            {"devDependencies": {"playwright": "1"}},
+            "npx playwright install firefox",
+            "npx playwright install --with-deps firefox",
+        ),
+        ({"devDependencies": {"playwright": "1"}}, "npm test", ""),
+        ({"devDependencies": {"puppeteer": "24"}}, "npm test", "apt-get install chromium"),
+        ({"devDependencies": {"karma-chrome-launcher": "3"}}, "npm test", ""),
+        (
+            {"devDependencies": {"karma-chrome-launcher": "3"}, "scripts": {"test": "karma start"}},
+            "",
+            "apt-get install chromium",
+        ),
+    ],
+)
+def test_a_browser_is_installed_for_tests_that_use_one(manifest: dict[str, Any], ci: str, step: str) -> None:
+    found = facts({"package.json": {"scripts": {"test": "ava"}, **manifest}, CI: workflow(ci or "true")})
+    assert [each.shown for each in found.steps[1:]] == ([step] if step else [])
+
+
+def test_browsers_that_a_prepare_script_downloads_cant_fail_the_installation() -> None:
+    scripts = {"prepare": "husky && npm run browsers", "browsers": "playwright install chromium", "test": "vitest run"}
+    found = facts({"package.json": {"scripts": scripts, "devDependencies": {"playwright": "1"}}})
+    assert found.env["PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD"] == "1"
+    assert found.steps[1].shown == "npx playwright install --with-deps chromium"
+
+
+def test_tests_are_told_apart_by_what_opens_a_browser() -> None:
+    scripts = {
+        "test": "npm run test:node && npm run test:browserless && npm run test:slim && npm run test:chrome",
+        "test:node": "mocha",
+        "test:browserless": "runner -b jsdom",
+        "test:slim": "npm run test:unit -- --headless",
+        "test:chrome": "runner",
+    }
+    _, rest = facts({"package.json": {"scripts": scripts}}).tests
+    assert rest.shown == "npm run test:node && npm run test:browserless"
