@@ -29,10 +29,11 @@ from gibil_bot.providers.local.fork_client import ForkClient, SpawnedMachine
 from gibil_bot.providers.local.host_network import HostNetwork
 from gibil_bot.providers.local.init_client import InitClient, SpawnFailed
 from gibil_bot.providers.local.layers import LayerStore, close_all
-from gibil_bot.providers.local.limits import FILES_PER_MB, Groups, Limits, share_of_processors
+from gibil_bot.providers.local.limits import FILES_PER_MB, Groups, Limits, MemoryCounts, share_of_processors
 from gibil_bot.providers.local.mounts import SpawnRequest
 from gibil_bot.providers.local.outbound import Outbound, RefusalLog
 from gibil_bot.providers.local.paths import LocalPaths, await_dead_machine, clear_dead_machine
+from gibil_bot.providers.local.proc_views import Views
 from gibil_bot.providers.local.relay import forward
 from gibil_bot.providers.local.route import PROXY
 from gibil_bot.providers.local.usage_poller import (
@@ -112,6 +113,11 @@ class ManagedMachine:
         self._measuring: asyncio.Task[None] | None = None
         self._image: Image | None = None
         self._memory: Memory | None = None
+        self._polled_kb = 0
+        """Memory in use, if no control group counts it."""
+        self._views: Views | None = None
+        self._active = False
+        """Whether processes ran on it at the last tick."""
         self._cause: Cause | None = None
         self.unwritten_cause: Cause | None = None
         """After `destroy`, its cause if the host's disk was too full to store it."""
@@ -221,6 +227,7 @@ class ManagedMachine:
         for listener, (host, port) in zip(others, listeners, strict=True):
             self._supervise(forward(listener, host, port))
         self._memory = Memory.of(self._init_client.memory)
+        self._views = Views(self._init_client.views, self._limits.memory_mb, request["cpus"])
         if context.groups.memory == "polled":
             self._supervise(self._watch_memory(self._memory))
         if request["disk"] == "folder":
@@ -359,8 +366,13 @@ class ManagedMachine:
         return f"no further process could be started: the machine's {self._limits.pids} processes are used up"
 
     async def tick(self) -> None:
-        """Check limits that nothing enforces by itself. Called about once a second."""
-        if self._destroying or self.machine is None or not has_processes(self._init_pid):
+        """Check limits that nothing enforces by itself, and show the memory in use. Called about once a second."""
+        if self._destroying or self.machine is None:
+            return
+        was_active, self._active = self._active, has_processes(self._init_pid)
+        if self._active or was_active:
+            self._refresh_views()
+        if not self._active:
             return
         self.check_kernel_events()
         if not self._context.groups.counts_processes:
@@ -368,6 +380,21 @@ class ManagedMachine:
             self._report_state("processes", self._too_many_processes() if crowded else None)
         if not self._context.groups.shares_cpu:
             await asyncio.to_thread(lower_session_priorities, self._init_pid, self._lowered_sessions)
+
+    def _refresh_views(self) -> None:
+        assert self._memory is not None
+        assert self._views is not None
+        counts = None
+        with contextlib.suppress(OSError):
+            counts = self._context.groups.memory_counts(self.spec.name)
+        if counts is None:
+            shared = self._memory.unmapped_kb()
+            counts = MemoryCounts(
+                used_kb=max(shared, self._polled_kb) if self._active else shared,
+                reclaimable_kb=0,
+                fields={"Shmem": shared, "Cached": shared},
+            )
+        self._views.refresh(counts.used_kb, counts.reclaimable_kb, counts.fields)
 
     def host_disk_mb(self) -> int:
         """Return how much of the host's disk its disk uses, as far as that is known."""
@@ -437,13 +464,14 @@ class ManagedMachine:
         while True:
             await self._activity()
             began = time.monotonic()
-            if has_processes(self._init_pid) and await asyncio.to_thread(
-                enforce_memory, self._init_pid, self._limits.memory_mb, memory, memfds
-            ):
-                self.report_cause(
-                    f"the largest process was killed: the machine's {self._limits.memory_mb} MB of memory are used up"
-                )
-                continue
+            if has_processes(self._init_pid):
+                enforced = await asyncio.to_thread(enforce_memory, self._init_pid, self._limits.memory_mb, memory, memfds)
+                self._polled_kb = enforced.used_kb
+                if enforced.killed:
+                    self.report_cause(
+                        f"the largest process was killed: the machine's {self._limits.memory_mb} MB of memory are used up"
+                    )
+                    continue
             await asyncio.sleep(max(_MEMORY_POLL_S, 10 * (time.monotonic() - began)))
 
     async def _watch_disk(self) -> None:

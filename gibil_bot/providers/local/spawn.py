@@ -192,7 +192,7 @@ def _run(request: SpawnRequest, control: socket.socket, go: int, keep: tuple[int
         sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
         mounts.mount_overlays(request, has_route=bool(routed))
         root = f"machines/{request['name']}/mnt/root"
-        mounts.mount_system(request, root)
+        views = mounts.mount_system(request, root)
         Stage.now = "changing the root"
         os.chdir(root)
         sc.pivot_root(".", ".")
@@ -211,11 +211,11 @@ def _run(request: SpawnRequest, control: socket.socket, go: int, keep: tuple[int
         sc.prctl(sc.PR_SET_DUMPABLE, 0)  # jobs have our uid, and could read and trace PID 1 otherwise
         seccomp.install(pretend_root=request["privilege"] == "user")
         sockets = [*listeners, *routed]
-        message = json.dumps({"ready": len(sockets), "routed": len(routed)}).encode()
-        _send_fds(control, message, [*(each.fileno() for each in sockets), *memory])
+        message = json.dumps({"ready": len(sockets), "routed": len(routed), "views": len(views)}).encode()
+        _send_fds(control, message, [*(each.fileno() for each in sockets), *views, *memory])
         for each in sockets:
             each.close()
-        for fd in memory:
+        for fd in (*views, *memory):
             os.close(fd)
     except BaseException as error:
         _fail(control, error)

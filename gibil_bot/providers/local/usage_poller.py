@@ -18,6 +18,7 @@ import stat
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from gibil_bot.providers.local.syscalls import same_descriptors
 
@@ -292,11 +293,20 @@ def memory_mb(init: int, memory: Memory, memfds: int) -> int:
     return (sum(_sizes_kb(pids, held, memfds).values()) + held.buffers_kb + memory.unmapped_kb()) // 1024
 
 
-def enforce_memory(init: int, limit_mb: int, memory: Memory, memfds: int) -> bool:
-    """Kill the largest process of the machine if its memory exceeds the limit. Returns whether one was killed."""
+class Enforced(NamedTuple):
+    """Result of `enforce_memory`."""
+
+    killed: bool
+    used_kb: int
+    """At most this: up to half of the limit, memory that processes share may be counted for each of them."""
+
+
+def enforce_memory(init: int, limit_mb: int, memory: Memory, memfds: int) -> Enforced:
+    """Kill the largest process of the machine if its memory exceeds the limit."""
     limit = limit_mb * 1024
-    if _at_most_kb(family(init, max_age_s=_SHARED_SCAN_S), memory, memfds) <= limit:
-        return False
+    used = _at_most_kb(family(init, max_age_s=_SHARED_SCAN_S), memory, memfds)
+    if used <= limit // 2:
+        return Enforced(False, used)
     handles: dict[int, int] = {}
     try:
         for pid in family(init):
@@ -304,21 +314,19 @@ def enforce_memory(init: int, limit_mb: int, memory: Memory, memfds: int) -> boo
                 handles[pid] = os.pidfd_open(pid)  # opened before measuring, so that a reused pid isn't killed
             except OSError:
                 continue
-        if not handles:
-            return False  # only files, which the limits of their file systems bound
         held = open_files(handles, memfds, memory.devices)
-        rest = held.buffers_kb + memory.unmapped_kb()
         sizes = _sizes_kb(handles, held, memfds)
-        if sum(sizes.values()) + rest <= limit:
-            return False
+        used = sum(sizes.values()) + held.buffers_kb + memory.unmapped_kb()
+        if used <= limit or not handles:  # only files, which the limits of their file systems bound
+            return Enforced(False, used)
         largest = max(sizes, key=lambda pid: sizes[pid])
         signal.pidfd_send_signal(handles[largest], signal.SIGKILL)
     except ProcessLookupError:
-        return False
+        return Enforced(False, used)
     finally:
         for handle in handles.values():
             os.close(handle)
-    return True
+    return Enforced(True, used)
 
 
 # --- disks -------------------------------------------------------------------------------------------------------
