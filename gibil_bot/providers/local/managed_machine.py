@@ -119,6 +119,9 @@ class ManagedMachine:
         self._active = False
         """Whether processes ran on it at the last tick."""
         self._cause: Cause | None = None
+        """The last one"""
+        self._causes: dict[str, Cause] = {}
+        """All by their text, with the last time"""
         self.unwritten_cause: Cause | None = None
         """After `destroy`, its cause if the host's disk was too full to store it."""
         self._counts = (0, 0)
@@ -329,17 +332,17 @@ class ManagedMachine:
 
     def report_cause(self, text: str) -> None:
         """Record why something on the machine is ended now, and print it in all sessions."""
-        self._cause = Cause(text=text, at=datetime.now(UTC))
+        self._cause = self._causes[text] = Cause(text=text, at=datetime.now(UTC))
         write_cause(self._context.paths, self.spec.name, self._cause)
         if self._ssh_server is not None:
             self._ssh_server.say(text)
 
-    def cause(self) -> Cause | None:
-        """Return the last cause; one that is a lasting state has the current time."""
+    def causes(self) -> list[Cause]:
+        """Return what its limits ended or prevented, the last first; a lasting state has the current time."""
         self.check_kernel_events()
-        if self._cause is not None and self._cause.text in self._lasting.values():
-            self._cause = Cause(text=self._cause.text, at=datetime.now(UTC))
-        return self._cause
+        for text in self._lasting.values():
+            self._causes[text] = Cause(text=text, at=datetime.now(UTC))
+        return sorted(self._causes.values(), key=lambda cause: cause.at, reverse=True)
 
     def check_kernel_events(self) -> None:
         """Report what the kernel did by itself. Cheap: a few small files are read."""
@@ -347,12 +350,22 @@ class ManagedMachine:
         kills, refused = groups.oom_kills(name), groups.refused_forks(name)
         before, self._counts = self._counts, (kills, refused)
         if kills > before[0]:
-            self.report_cause(f"the kernel killed a process: the machine's {self._limits.memory_mb} MB of memory are used up")
-        elif refused > before[1]:
+            self.report_cause(f"the kernel killed a process: {self._memory_used_up()}")
+        if refused > before[1]:
             self.report_cause(self._too_many_processes())
         full = self._image.full() if self._image is not None else None
-        lasts = full and f"the disk of {self._limits.disk_mb} MB is full: there is no room for more {_ROOM[full]}"
+        lasts = (
+            full and f"the disk of {self._limits.disk_mb} MB is full: there is no room for more {_ROOM[full]}{_raise('disk')}"
+        )
         self._report_state("disk", lasts)
+        if self._memory is not None:
+            for path, (used, size_mb) in self._memory.full_mounts().items():
+                what = "the disk" if path == "/" else path
+                remedy = _raise("disk" if path == "/" else "memory")
+                self._report_state(path, f"{what} of {size_mb} MB is full{remedy}" if used else None)
+
+    def _memory_used_up(self) -> str:
+        return f"the machine's {self._limits.memory_mb} MB of memory are used up{_raise('memory')}"
 
     def _report_state(self, what: str, text: str | None) -> None:
         """Report a lasting state when it begins. `text` None: the state doesn't exist, or not any more."""
@@ -363,7 +376,8 @@ class ManagedMachine:
             self.report_cause(text)
 
     def _too_many_processes(self) -> str:
-        return f"no further process could be started: the machine's {self._limits.pids} processes are used up"
+        pids = self._limits.pids
+        return f"no further process could be started: the machine's {pids} processes are used up{_raise('pids')}"
 
     async def tick(self) -> None:
         """Check limits that nothing enforces by itself, and show the memory in use. Called about once a second."""
@@ -468,9 +482,7 @@ class ManagedMachine:
                 enforced = await asyncio.to_thread(enforce_memory, self._init_pid, self._limits.memory_mb, memory, memfds)
                 self._polled_kb = enforced.used_kb
                 if enforced.killed:
-                    self.report_cause(
-                        f"the largest process was killed: the machine's {self._limits.memory_mb} MB of memory are used up"
-                    )
+                    self.report_cause(f"the largest process was killed: {self._memory_used_up()}")
                     continue
             await asyncio.sleep(max(_MEMORY_POLL_S, 10 * (time.monotonic() - began)))
 
@@ -494,7 +506,7 @@ class ManagedMachine:
             if self._disk_excess is None:
                 strikes = 0
             elif self._init_client is not None:
-                self.report_cause(f"all processes were killed: {self._disk_excess}")
+                self.report_cause(f"all processes were killed: {self._disk_excess}{_raise('disk')}")
                 strikes += 1
                 if strikes == 1:
                     self._init_client.kill_jobs()
@@ -535,6 +547,11 @@ class ManagedMachine:
 
 
 _ROOM = {"space": "data", "files": "files"}
+
+
+def _raise(key: str) -> str:
+    """Return the remedy for a limit of that key of a workflow's or `.gibil.yml`'s machine."""
+    return f" (`machine: {{{key}: …}}`)"
 
 
 def _free(folder: Path) -> tuple[int, int]:

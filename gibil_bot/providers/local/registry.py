@@ -295,12 +295,13 @@ class MachineRegistry:
         if self._disk_work:  # its space is free once its disk is unmounted
             await asyncio.wait(self._disk_work)
 
-    async def cause(self, name: str) -> Cause | None:
-        """Return why processes of the machine, or the machine, were ended; None if unknown."""
+    async def causes(self, name: str) -> list[Cause]:
+        """Return which limits the machine reached and why it ended, the last first. Of an ended machine only that is known."""
         managed = self._machines.get(name)
         if managed is not None and managed.machine is not None:
-            return managed.cause()
-        return self._unwritten_causes.get(name) or await asyncio.to_thread(read_cause, self._paths, name)
+            return managed.causes()
+        last = self._unwritten_causes.get(name) or await asyncio.to_thread(read_cause, self._paths, name)
+        return [] if last is None else [last]
 
     def get(self, name: str) -> Machine | None:
         managed = self._machines.get(name)

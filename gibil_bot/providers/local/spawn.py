@@ -22,6 +22,7 @@ from gibil_bot.providers.local import init, mounts, route, seccomp
 from gibil_bot.providers.local import syscalls as sc
 from gibil_bot.providers.local.fd_passing import close_others
 from gibil_bot.providers.local.mounts import SpawnRequest, Stage, write_file
+from gibil_bot.providers.local.usage_poller import MEMORY_MOUNTS
 
 IDS = 65536
 """Number of user and group ids of a machine with privilege `root`."""
@@ -224,7 +225,8 @@ def _run(request: SpawnRequest, control: socket.socket, go: int, keep: tuple[int
 
 def _memory_of(request: SpawnRequest) -> list[str]:
     """Return the paths that usage_poller.Memory reads: two tables, then every file system in memory."""
-    return ["/proc/sysvipc/shm", "/proc/sysvipc/msg", "/dev/shm", "/run", *(["/"] if request["disk"] == "memory" else [])]  # noqa: S108
+    in_memory = MEMORY_MOUNTS if request["disk"] == "memory" else MEMORY_MOUNTS[:-1]
+    return ["/proc/sysvipc/shm", "/proc/sysvipc/msg", *in_memory]
 
 
 def _send_fds(control: socket.socket, message: bytes, fds: list[int]) -> None:

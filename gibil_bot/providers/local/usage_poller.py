@@ -29,6 +29,9 @@ SOCKET_BYTES = 208 * 1024
 FREE_SOCKETS = 512
 """This many open sockets of a machine aren't counted, because sockets are usually empty."""
 
+MEMORY_MOUNTS = ("/dev/shm", "/run", "/")  # noqa: S108
+"""The file systems in memory that machines have. The last one only if the whole disk is in memory."""
+
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _SHARED_SCAN_S = 0.3
 
@@ -240,7 +243,7 @@ class Memory:
     """Where a machine can use memory in addition to its processes: descriptors that PID 1 opened before any job ran."""
 
     mounts: Sequence[int]
-    """Of file systems in memory"""
+    """Of file systems in memory, in the order of MEMORY_MOUNTS"""
     segments: int
     """/proc/sysvipc/shm of the machine's IPC namespace"""
     queues: int
@@ -253,6 +256,14 @@ class Memory:
         """`descriptors`: in the order of spawn._memory_of."""
         segments, queues, *mounts = descriptors
         return cls(mounts, segments, queues, frozenset(os.fstat(mount).st_dev for mount in mounts))
+
+    def full_mounts(self) -> dict[str, tuple[bool, int]]:
+        """Return path → whether the file system in memory is full, and its size in MB."""
+        found = {}
+        for path, mount in zip(MEMORY_MOUNTS, self.mounts, strict=False):
+            status = os.statvfs(mount)
+            found[path] = status.f_bfree == 0 or status.f_ffree == 0, status.f_blocks * status.f_frsize // 1024**2
+        return found
 
     def unmapped_kb(self) -> int:
         """Return the size of memory file systems, and of SysV IPC that no process is attached to."""
