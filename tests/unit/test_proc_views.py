@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gibil_bot.providers.local.proc_views import cpuinfo, meminfo, processors_of, stat
+from gibil_bot.providers.local.proc_views import cpuinfo, meminfo, stat
 
 MEMINFO = Path("/proc/meminfo").read_text() if Path("/proc/meminfo").exists() else ""
 STAT = """\
@@ -57,8 +57,6 @@ def test_processor_times_are_those_of_the_machines_processors() -> None:
     assert text.splitlines()[:3] == ["cpu  20 2 4 600 0 0 0 0 0 0", "cpu1 10 1 2 300 0 0 0 0 0 0", STAT.splitlines()[3]]
     assert text.splitlines()[3:] == STAT.splitlines()[4:]
     assert text.endswith("\n")
-    assert processors_of(STAT) == {0, 1, 10}
-    assert processors_of(text) == {1, 10}
     assert stat(STAT, {0, 1, 10}) == STAT
 
 

@@ -47,11 +47,6 @@ def meminfo(hosts: str, limit_kb: int, used_kb: int, reclaimable_kb: int, fields
     return "".join(lines)
 
 
-def processors_of(stat: str) -> set[int]:
-    """Return the processors that /proc/stat lists."""
-    return {int(number) for line in stat.splitlines() for number in _PROCESSOR.findall(line)[:1]}
-
-
 def stat(hosts: str, cpus: Collection[int]) -> str:
     """Return /proc/stat with only these processors. Its other lines remain the host's."""
     own: list[list[str]] = []
@@ -82,11 +77,10 @@ def mount_views(root: str, cpus: Sequence[int], memory_mb: int) -> list[int]:
 
     Returns descriptors for `Views`. Raises OSError.
     """
-    hosts = {path: _read(f"{root}/{path}") for path in (_MEMINFO, _STAT, _CPUINFO)}
-    contents = {_MEMINFO: meminfo(hosts[_MEMINFO], memory_mb * 1024, 0, 0, {})}
-    if processors_of(hosts[_STAT]) - set(cpus):
-        contents[_STAT] = stat(hosts[_STAT], cpus)
-        contents[_CPUINFO] = cpuinfo(hosts[_CPUINFO], cpus)
+    contents = {_MEMINFO: meminfo(_read(f"{root}/{_MEMINFO}"), memory_mb * 1024, 0, 0, {})}
+    if os.cpu_count() != len(cpus):
+        contents[_STAT] = stat(_read(f"{root}/{_STAT}"), cpus)
+        contents[_CPUINFO] = cpuinfo(_read(f"{root}/{_CPUINFO}"), cpus)
         contents[_ONLINE] = ",".join(map(str, cpus)) + "\n"
     folder = f"{root}/run"
     sc.mount("views", folder, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC, "mode=755,size=16m,nr_inodes=8")
