@@ -255,6 +255,26 @@ async def test_when_the_hosts_disk_fills_the_machine_that_uses_most_is_ended(
             await lodging.provider.create(lodging.spec("late"))
 
 
+async def test_when_the_hosts_disk_fills_unused_layers_are_deleted_first(
+    small_disk: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    async with local_lodging(small_disk / "data", shared_folder(tmp_path_factory)) as lodging:
+        provider = lodging.provider
+        assert isinstance(provider, LocalProvider)
+        for layer in ("0000000a", "0000000b"):
+            maker = await provider.create(lodging.spec("maker"))
+            await lodging.run(maker, "head -c 60M /dev/zero >/root/big")
+            await provider.save_layer("maker", layer)
+            await until((lodging.paths.layer(layer) / "manifest.json").exists, "the layer is permanent")
+        user = await provider.create(lodging.spec("user", layer="0000000a"))  # the older one
+        with (small_disk / "filler").open("wb") as filler:
+            os.posix_fallocate(filler.fileno(), 0, shutil.disk_usage(small_disk).free - 2 * 1024**2)
+        await provider.create(lodging.spec("late"))
+        assert [info.id for info in await provider.layers()] == ["0000000a"]
+        assert (await lodging.run(user, "wc -c </root/big")).stdout == f"{60 * 1024**2}\n"
+        assert len(await provider.list_machines()) == 2
+
+
 async def test_disks_of_a_new_size_can_be_created_concurrently(tmp_path: Path) -> None:
     images = Images(tmp_path)
     made = [await asyncio.to_thread(images.create, tmp_path, 70)]
