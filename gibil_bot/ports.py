@@ -153,7 +153,7 @@ class Explains(Protocol):
     """A provider that knows why machines end."""
 
     async def cause(self, name: str, since: datetime | None = None) -> str | None:
-        """Return why the machine ended, or why its limits killed processes on it, for people.
+        """Return why the machine ended, and which of its limits killed processes or were reached, for people: the last first.
 
         None if that isn't known or happened before `since`.
         """

@@ -280,7 +280,7 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
             prepared=open_prepared(settings, factory.provider),
         )
         policy = intake_policy(settings, factory.keyring)
-        reaper = Reaper(store, factory, github, owner, logs, settings.max_logs_bytes)
+        reaper = Reaper(store, factory, github, owner, logs, settings.max_logs_bytes, tools.prepared)
         bot.delivery_lost = reaper.delivery_lost
         parts: dict[str, Callable[[], Coroutine[object, object, None]]] = {
             "intake": Intake(store, github, policy, process).run,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -54,14 +55,24 @@ async def no_cause(since: datetime) -> None:
 
 
 _PRINTED_TOO_MUCH = f"printed more than {MOST_OUTPUT_BYTES // 1024**3} GiB and was stopped"
+_NO_PROCESS = "no further process or thread could be started (`ulimit -u`, `machine: {pids: …}`)"
+_NO_FILE = "a process reached its limit of open files (`ulimit -n`): use fewer workers, or close files"
 _LIMITS_REACHED = (
-    ("Too many open files", "a process reached its limit of open files (`ulimit -n`)"),
-    ("EMFILE: too many open files", "a process reached its limit of open files (`ulimit -n`)"),
-    ("fork: Resource temporarily unavailable", "no further process could be started (`ulimit -u`, `machine: {pids: …}`)"),
-    ("Cannot fork", "no further process could be started (`ulimit -u`, `machine: {pids: …}`)"),
-    ("can't start new thread", "no further thread could be started (`ulimit -u`, `machine: {pids: …}`)"),
+    (rb"[Tt]oo many open files", _NO_FILE),
+    (rb"System limit for number of file watchers reached", "watch fewer files, or poll"),
+    (rb"fork: (?:retry: )?Resource temporarily unavailable", _NO_PROCESS),
+    (rb"[Cc]annot fork|can't start new thread|spawn \S+ EAGAIN", _NO_PROCESS),
+    (rb"unable to create (?:new )?native thread|failed to create new OS thread", _NO_PROCESS),
+    (rb"JavaScript heap out of memory", "Node reached the limit of its own heap (`NODE_OPTIONS=--max-old-space-size=…`)"),
+    (rb"OutOfMemoryError: Java heap space", "Java reached the limit of its own heap (`-Xmx`)"),
+    (rb"No space left on device", "a disk was full (`machine: {disk: …}`), or /dev/shm (`machine: {memory: …}`)"),
+    (rb"Bus error", "usually /dev/shm was full (`machine: {memory: …}`)"),
 )
-"""What programs print when a limit stops them, for providers that don't know the cause of a failure."""
+"""What programs print when a limit stops them, and what it means, for what the provider doesn't know.
+
+Nothing counts how often a process reached its limit of open files.
+"""
+_SEARCHED_BYTES = 4 * 1024 * 1024
 _OUTPUT_CUT = "its output is incomplete: the machine's disk is full, or what stores or reads it was killed, replaced or removed"
 
 
@@ -247,6 +258,7 @@ class Execution:
         problem = ""
         ended: Exit | None = None
         stopped: TaskStatus | None = None
+        reached: str | None = None
         try:
             await self._shell.start(
                 Job(
@@ -264,8 +276,13 @@ class Execution:
             limit = AFTER_CANCEL_S if cancelled_already else self._limit_s(task)
             spent = (now() - result.started_at).total_seconds()
             ended, stopped = await self._follow(job_id, log, max(0.0, limit - spent), watch_cancel=not cancelled_already)
-            result = replace(result, refusals=await self._refused_since(result.started_at))
-            await log.close("".join(f"gibil: {line}\n" for line in blocked_view(result.refusals)))
+            failed = stopped is None and (ended is None or ended.status != 0)
+            refused, reached = await asyncio.gather(
+                self._refused_since(result.started_at), self._reached(result.started_at, log, failed=failed)
+            )
+            result = replace(result, refusals=refused)
+            lines = [*blocked_view(refused), *([reached] if reached else [])]
+            await log.close("".join(f"gibil: {line}\n" for line in lines))
         except JobNotStarted as error:
             problem = self._why_not_started(error, index, task)
             await log.close()
@@ -302,12 +319,8 @@ class Execution:
             cut = _PRINTED_TOO_MUCH if too_much else _OUTPUT_CUT
             detail = cut if exit_status == 0 or too_much else f"{result.detail}; {cut}"
             result = replace(result, status=TaskStatus.FAILURE, detail=detail)
-        if result.status is TaskStatus.FAILURE and not problem and result.started_at is not None:
-            reason = await self._cause(result.started_at)
-            if reason is None:
-                reason = next((why for words, why in _LIMITS_REACHED if words in result.tail), None)
-            if reason is not None:
-                result = replace(result, detail=f"{result.detail.partition(':')[0]}: {reason}" if result.detail else reason)
+        if reached is not None and not problem and stopped is None:
+            result = replace(result, detail=f"{result.detail.partition(':')[0]}: {reached}" if result.detail else reached)
         files = returned_with(ended, index) if ended is not None else None
         if files is None:
             files = await self._left_files(index)
@@ -319,6 +332,17 @@ class Execution:
             result = replace(result, status=TaskStatus.SKIPPED, detail=self._redactor().text(why).split("\n")[0])
         await self._save(result)
         self._journal.note("task_finished", index=index, name=task.name, status=result.status.value, seconds=result.duration_s)
+
+    async def _reached(self, started_at: datetime, log: TaskLog, *, failed: bool) -> str | None:
+        """Return which limits were reached since then: what the provider knows, else what a failed task printed."""
+        known = await self._cause(started_at)
+        if known is not None or not failed:
+            return known
+        printed = await log.read_back(_SEARCHED_BYTES)
+        for words, why in _LIMITS_REACHED:
+            if match := re.search(words, printed):
+                return f"it printed {match[0].decode(errors='replace')!r}: {why}"
+        return None
 
     async def _refused_since(self, started_at: datetime) -> Refusals:
         """Return the connections that the machine was refused since then, redacted: a task chooses the names of hosts."""

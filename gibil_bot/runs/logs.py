@@ -163,6 +163,18 @@ class TaskLog:
         """Return the end of the output, redacted."""
         return bytes(self._tail[-limit:]).decode("utf-8", "replace")
 
+    async def read_back(self, limit: int) -> bytes:
+        """Return the end of the output, redacted: `limit` bytes of the log, and the tail."""
+        await self._flush()
+        return await asyncio.to_thread(self._read_end, limit) + bytes(self._tail)
+
+    def _read_end(self, limit: int) -> bytes:
+        with contextlib.suppress(OSError):
+            with open(self._path, "rb") as file:
+                file.seek(max(0, self._written - limit))
+                return file.read(limit)
+        return b""
+
     async def close(self, note: str = "") -> None:
         """Write everything that was fed, then `note` (our own whole lines, redacted), and close the files."""
         if self._timer is not None:

@@ -15,7 +15,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -36,6 +36,8 @@ MOST_DEPTH = 7
 """A run that would add a layer above this many starts from a plain machine instead."""
 TOTAL_MB = 20 * 1024
 REPOSITORY_MB = 5 * 1024
+FREE_MB = 2 * 1024
+"""If the disk has less free space (a twentieth of a small disk), prepared machines are deleted."""
 LEAST_S = 1.0
 """Preparing that takes less isn't stored: storing a disk and creating the next machine takes half of that."""
 TRUSTED = "trusted"
@@ -118,11 +120,12 @@ class PreparedMachines:
         *,
         total_mb: int = TOTAL_MB,
         repository_mb: int = REPOSITORY_MB,
+        free_mb: int = FREE_MB,
         least_s: float = LEAST_S,
     ) -> None:
         self._folder, self._provider = folder, provider
         self.least_s = least_s
-        self._total_mb, self._repository_mb = total_mb, repository_mb
+        self._total_mb, self._repository_mb, self._free_mb = total_mb, repository_mb, free_mb
 
     async def readable(self, scope: Scope) -> list[PreparedMachine]:
         """Return the entries that the run may start from, the last used first. Raises ProviderError."""
@@ -166,29 +169,66 @@ class PreparedMachines:
         with contextlib.suppress(FileNotFoundError):
             await asyncio.to_thread(os.utime, self._folder / f"{entry.layer}.json")
 
+    async def maintain(self, *, whole: bool) -> list[str]:
+        """Delete what exceeds the limits and what the disk has no room for; return the layers. Raises ProviderError.
+
+        `whole` False: only if the disk is short of space.
+        """
+        if not await asyncio.to_thread(self._folder.is_dir):
+            return []
+        if not whole and await asyncio.to_thread(self._missing_mb) <= 0:
+            return []
+        return await self.evict()
+
     async def evict(self, keep: str | None = None) -> list[str]:
-        """Delete the entries that were used longest ago, until all limits hold; return their layers. `keep` stays."""
+        """Delete the entries that were used longest ago, until all limits hold; return their layers. `keep` stays.
+
+        What untrusted runs left is deleted first, and nothing of a trusted run is deleted in its favour.
+        """
         layers = {info.id: info for info in await self._provider.layers()}
         usages = [usage for usage in await self.usages() if usage.entry.layer in layers]
         await self._delete_orphans(layers, {usage.entry.layer for usage in usages})
         gone: list[str] = []
-        while (too_many := self._excess(usages)) is not None:
-            for usage in reversed(too_many):
-                if usage.entry.layer != keep and await self._delete(usage.entry.layer):
-                    gone.append(usage.entry.layer)
-                    usages.remove(usage)
-                    break
+        missing_mb = await asyncio.to_thread(self._missing_mb)
+        in_use = {keep}
+        while (usage := self._next_to_delete(usages, in_use, missing_mb)) is not None:
+            if await self._delete(usage.entry.layer):
+                gone.append(usage.entry.layer)
+                usages.remove(usage)
+                in_use = {keep}  # the one below it may be free now
+                missing_mb -= usage.entry.size_mb
             else:
-                break  # machines or other layers are based on all of them
+                in_use.add(usage.entry.layer)
         return gone
 
-    def _excess(self, usages: Sequence[Usage]) -> list[Usage] | None:
-        """Return the entries that together exceed a limit."""
+    def _next_to_delete(self, usages: Sequence[Usage], in_use: Collection[str | None], missing_mb: int) -> Usage | None:
+        trusted = [usage for usage in usages if usage.entry.scope == TRUSTED]
+        untrusted = [usage for usage in usages if usage.entry.scope != TRUSTED]
+        for excess, candidates in ((self._excess(usages, missing_mb), untrusted), (self._excess(trusted, missing_mb), trusted)):
+            for usage in reversed(candidates):
+                if usage in excess and usage.entry.layer not in in_use:
+                    return usage
+        return None
+
+    def _excess(self, usages: Sequence[Usage], missing_mb: int) -> list[Usage]:
+        """Return the entries of which one has to be deleted; empty if they are within all limits."""
+        if missing_mb > 0 or sum(usage.entry.size_mb for usage in usages) > self._total_mb:
+            return list(usages)
+        found = []
         for repository in {usage.entry.repository for usage in usages}:
             its = [usage for usage in usages if usage.entry.repository == repository]
             if sum(usage.entry.size_mb for usage in its) > self._repository_mb:
-                return its
-        return list(usages) if sum(usage.entry.size_mb for usage in usages) > self._total_mb else None
+                found += its
+        return found
+
+    def _missing_mb(self) -> int:
+        """Return how much has to be deleted so that the disk has enough free space."""
+        try:
+            status = os.statvfs(self._folder)
+        except OSError:
+            return 0
+        size_mb, free_mb = (blocks * status.f_frsize // 1024**2 for blocks in (status.f_blocks, status.f_bavail))
+        return min(self._free_mb, size_mb // 20) - free_mb
 
     async def clear(self, repository: str | None = None) -> tuple[list[PreparedMachine], list[PreparedMachine]]:
         """Delete all entries, or those of a repository given by its name; return the deleted ones and those in use."""

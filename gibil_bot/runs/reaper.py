@@ -21,6 +21,7 @@ from gibil_bot.model import RunState
 from gibil_bot.ports import GitHub, Store
 from gibil_bot.providers.lifecycle import MachineFactory
 from gibil_bot.runs.logs import forget_old_logs, trim_logs
+from gibil_bot.runs.prepared import PreparedMachines
 
 log = logging.getLogger("gibil.reaper")
 
@@ -43,7 +44,9 @@ class Reaper:
         owner: str,
         logs: Path,
         max_logs_bytes: int = 10 * GIB,
+        prepared: PreparedMachines | None = None,
     ) -> None:
+        self._prepared = prepared
         self._max_logs_bytes = max_logs_bytes
         self._store = store
         self._factory = factory
@@ -67,6 +70,8 @@ class Reaper:
                 await self._log_failures("fetch lost deliveries", self.fetch_lost_deliveries(self._github))
             if first and not await self._store.runs.unfinished():
                 await self._log_failures("no machine can be created", self._probe_provider())
+            if self._prepared is not None:
+                await self._log_failures("delete prepared machines", self._prepared.maintain(whole=first))
             first = False
             await self._log_failures("delete old rows and logs", self._delete_old())
             since_deliveries += await self._pause()

@@ -255,6 +255,26 @@ async def test_when_the_hosts_disk_fills_the_machine_that_uses_most_is_ended(
             await lodging.provider.create(lodging.spec("late"))
 
 
+async def test_when_the_hosts_disk_fills_unused_layers_are_deleted_first(
+    small_disk: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    async with local_lodging(small_disk / "data", shared_folder(tmp_path_factory)) as lodging:
+        provider = lodging.provider
+        assert isinstance(provider, LocalProvider)
+        for layer in ("0000000a", "0000000b"):
+            maker = await provider.create(lodging.spec("maker"))
+            await lodging.run(maker, "head -c 60M /dev/zero >/root/big")
+            await provider.save_layer("maker", layer)
+            await until((lodging.paths.layer(layer) / "manifest.json").exists, "the layer is permanent")
+        user = await provider.create(lodging.spec("user", layer="0000000a"))  # the older one
+        with (small_disk / "filler").open("wb") as filler:
+            os.posix_fallocate(filler.fileno(), 0, shutil.disk_usage(small_disk).free - 2 * 1024**2)
+        await provider.create(lodging.spec("late"))
+        assert [info.id for info in await provider.layers()] == ["0000000a"]
+        assert (await lodging.run(user, "wc -c </root/big")).stdout == f"{60 * 1024**2}\n"
+        assert len(await provider.list_machines()) == 2
+
+
 async def test_disks_of_a_new_size_can_be_created_concurrently(tmp_path: Path) -> None:
     images = Images(tmp_path)
     made = [await asyncio.to_thread(images.create, tmp_path, 70)]
@@ -450,8 +470,71 @@ async def test_a_machine_sees_only_its_processors(tmp_path_factory: pytest.TempP
         one = {min(os.sched_getaffinity(0))}
         os.sched_setaffinity(lodging.daemon_pid(), one)  # as a daemon with few processors
         machine = await lodging.provider.create(lodging.spec("second"))
-        result = await lodging.run(machine, "nproc; python3 -c 'import os; print(os.sched_getaffinity(0))'")
-        assert result.stdout == f"1\n{one}\n"
+        (number,) = one
+        script = """
+import os, subprocess
+print(os.cpu_count(), os.sched_getaffinity(0), subprocess.check_output(["nproc"]), flush=True)
+os.system("grep -c ^processor /proc/cpuinfo; cat /sys/devices/system/cpu/online; grep -o '^cpu[0-9]*' /proc/stat | tail -n +2")
+os.system("command -v node >/dev/null && node -p 'os.cpus().length' || echo 1")
+"""
+        assert await python(lodging, machine, script) == f"1 {one} b'1\\n'\n1\n{number}\ncpu{number}\n1\n"
+        before, after = (
+            "now=$(cat /proc/stat); ",
+            '; until test "$now" != "$(cat /proc/stat)"; do sleep 0.1; done; echo changed',
+        )
+        assert (await lodging.run(machine, before + "true" + after)).stdout == "changed\n"
+
+
+_MEMORY = r"""
+import os, time
+def field(name):
+    for line in open("/proc/meminfo"):
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) // 1024
+def until(condition):
+    while not condition(field("MemAvailable")):  # another process writes it
+        time.sleep(0.05)
+total, first = field("MemTotal"), field("MemAvailable")
+held = b"x" * (150 * 2**20)
+until(lambda available: available < first - 140)
+del held
+until(lambda available: available > first - 40)
+with open("/dev/shm/file", "wb") as file:
+    file.write(b"x" * (60 * 2**20))
+until(lambda available: available < first - 50)
+print(total, first > 320, field("Shmem") >= 60, field("SwapTotal"), flush=True)
+"""
+
+
+async def test_a_machine_sees_its_own_memory(lodging: LocalLodging) -> None:
+    machine = await lodging.provider.create(lodging.spec("viewer", memory_mb=400))
+    assert await python(lodging, machine, _MEMORY) == "400 True True 0\n"
+    if shutil.which("free"):
+        shown = await lodging.run(machine, "free -m | awk '/^Mem:/ {print $2}'")
+        assert shown.stdout == "400\n"
+
+
+async def test_a_machine_without_processes_has_its_memory_back(lodging: LocalLodging) -> None:
+    machine = await lodging.provider.create(lodging.spec("viewer", memory_mb=400))
+    await python(lodging, machine, _MEMORY.partition("del held")[0])
+    if os.geteuid() != 0:
+        loop = "until test $(awk '/^MemAvailable/ {print $2}' /proc/meminfo) -gt 350000; do sleep 0.1; done; echo back"
+        assert (await lodging.run(machine, loop)).stdout == "back\n"  # the view of a machine is readable for root only
+        return
+    view = Path(f"/proc/{lodging.init_pid('viewer')}/root/proc/meminfo")
+    await until(lambda: int(view.read_text().split()[7]) > 350 * 1024, "no process uses it")
+
+
+@pytest.mark.parametrize("path", ["/proc/meminfo", "/proc/stat", "/proc/cpuinfo"])
+async def test_a_machine_cannot_change_what_it_sees(lodging: LocalLodging, path: str) -> None:
+    machine = await lodging.provider.create(lodging.spec("liar"))
+    result = await lodging.run(
+        machine,
+        f"cat {path} >/root/seen; echo lie >{path}; : >{path}; rm {path}; chmod 666 {path}; umount {path}; "
+        f"mount -o remount,rw {path}; mount --bind /etc/passwd {path}; mv {path} /root; "
+        f"test $(wc -l <{path}) = $(wc -l </root/seen) && echo unchanged",
+    )
+    assert result.stdout == "unchanged\n"
 
 
 async def test_a_machine_full_of_busy_loops_leaves_the_host_its_processors(lodging: LocalLodging) -> None:

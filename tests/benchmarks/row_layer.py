@@ -12,8 +12,10 @@ from tests.benchmarks.context import Context
 from tests.benchmarks.machines import TTL_S, Yard, yard
 
 ROUNDS = 12
-FILES = 20_000
-_FILL = f"mkdir -p /root/d && cd /root/d && seq {FILES} | split -l 1 -a 4 && du -sm ."
+FILES = 30_000
+FILE_BYTES = 17_000
+"""Half a gigabyte together"""
+_FILL = f"mkdir -p /root/d && cd /root/d && head -c {FILES * FILE_BYTES} /dev/zero | split -b {FILE_BYTES} -a 4"
 
 
 def layer(context: Context) -> list[Comparison]:
@@ -30,7 +32,7 @@ async def _layer(context: Context) -> list[Comparison]:
         for number in range(4):
             how = "kept" if number % 2 else "destroyed"
             name, shell, _spent = await _ready(machines, None)
-            await shell.run(_FILL)
+            assert (await shell.run(_FILL, timeout_s=300)).exit_status == 0
             await shell.close()
             begun = time.perf_counter()
             if how == "kept":
@@ -51,7 +53,8 @@ async def _layer(context: Context) -> list[Comparison]:
             await provider.delete_layer(info.id)
     return [
         Comparison(
-            what=f"create from a layer of {FILES:,} files, connect, first command", peer="plain machine", unit="ms",
+            what=f"create from a layer of {FILES:,} files, {FILES * FILE_BYTES // 10**6} MB, connect, first command",
+            peer="plain machine", unit="ms",
             ours=created["layer"], peers=created["plain"], aim=at_most(1.2),
         ),
         Comparison(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -15,8 +16,10 @@ import pytest
 from gibil_bot.errors import MachineNotFound, ProviderError, UsageError
 from gibil_bot.model import LayerInfo, Machine
 from gibil_bot.ports import LAYER_GONE
+from gibil_bot.providers.local.fork_server import FIRST_UID
 from gibil_bot.providers.local.layers import IN_USE, MOST_LAYERS
 from gibil_bot.providers.local.provider import LocalProvider
+from gibil_bot.providers.local.spawn import IDS
 from tests.doubles.machines import LocalLodging, alive, end_daemon, local_lodging, processes_with, shared_folder, until
 
 pytestmark = pytest.mark.usefixtures("local_machines")
@@ -101,6 +104,34 @@ async def test_several_users_keep_their_files(lodging: LocalLodging) -> None:
     )
     await output(lodging, machine, "chown 5:6 /root/file; su -s /bin/sh nobody -c 'test ! -w /root/file'")
     assert len(taken) == 2
+
+
+def _is_taken(uid: str) -> bool:
+    with open(f"/run/gibil-uids/{(int(uid) - FIRST_UID) // IDS}") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+async def test_a_machine_has_the_user_ids_of_its_layer_if_they_are_free(lodging: LocalLodging) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root's machines have several users")
+
+    def first_uid(name: str) -> str:
+        return Path(f"/proc/{lodging.init_pid(name)}/uid_map").read_text().split()[1]
+
+    blocking = await start(lodging, "blocking")
+    maker = await start(lodging, "maker")
+    made_with = first_uid("maker")
+    await provider_of(lodging).save_layer(maker.name, layer_id(1))
+    await lodging.provider.destroy(blocking.name)  # its lower range is free now
+    await start(lodging, "same", 1)
+    other = await start(lodging, "other", 1)
+    assert first_uid("same") == made_with or _is_taken(made_with), "another daemon of this host may have taken it"
+    assert first_uid("other") != made_with
+    assert await output(lodging, other, "stat -c %u:%g /root /etc/hosts") == "0:0\n0:0\n"
 
 
 async def test_a_layer_is_based_on_a_layer(lodging: LocalLodging) -> None:

@@ -49,6 +49,7 @@ class Failing:
         self.start_error, self.kill_error = start, kill
         self.left_error: Exception | None = None
         self.with_files = True
+        self.output = b"printed\n"
         self.killed: list[str] = []
 
     async def run(self, script: str, **_: object) -> Result:
@@ -61,7 +62,7 @@ class Failing:
             raise self.start_error
 
     async def attach(self, job_id: str, **_: object) -> AsyncGenerator[Chunk | Exit, None]:
-        yield Chunk(b"printed\n", 8)
+        yield Chunk(self.output, len(self.output))
         end = self.ends.pop(0)
         if end is FOREVER:
             await asyncio.Event().wait()
@@ -164,10 +165,49 @@ async def test_a_killed_supervisor_is_the_tasks_failure_and_its_other_processes_
 
 
 async def test_the_cause_is_shown_with_the_exit_status(build: Callable[..., Execution]) -> None:
-    run = build(Failing(137, 0), with_cause("the machine's 256 MB of memory are used up"))
+    run = build(Failing(137), with_cause("the machine's 256 MB of memory are used up"), tasks=TASKS[:1])
     assert await run.run() is Conclusion.FAILURE
     assert run.results[0].detail == "exit status 137: the machine's 256 MB of memory are used up"
-    assert run.results[1].detail == ""
+
+
+async def test_a_limit_that_a_successful_task_reached_is_reported_once(build: Callable[..., Execution], tmp_path: Path) -> None:
+    run = build(Failing(0, 0), with_cause("the machine's 60 processes are used up"), tasks=TASKS[:1])
+    assert await run.run() is Conclusion.SUCCESS
+    assert run.results[0].detail == "the machine's 60 processes are used up"
+    assert (tmp_path / "logs/0.log").read_text() == "printed\ngibil: the machine's 60 processes are used up\n"
+
+
+@pytest.mark.parametrize(
+    ("printed", "remedy"),
+    [
+        ("OSError: [Errno 24] Too many open files: 'x'", "ulimit -n"),
+        ("Error: EMFILE: too many open files, open 'x'", "ulimit -n"),
+        ("bash: fork: retry: Resource temporarily unavailable", "pids"),
+        ("RuntimeError: can't start new thread", "pids"),
+        ("Error: spawn /usr/bin/node EAGAIN", "pids"),
+        ("OutOfMemoryError: unable to create native thread: possibly out of memory", "pids"),
+        ("FATAL ERROR: Reached heap limit Allocation failed - JavaScript heap out of memory", "max-old-space-size"),
+        ("OSError: [Errno 28] No space left on device", "disk"),
+    ],
+)
+async def test_a_limit_that_only_the_task_knows_is_found_anywhere_in_its_output(
+    build: Callable[..., Execution], tmp_path: Path, printed: str, remedy: str
+) -> None:
+    shell = Failing(1, 0)
+    shell.output = f"{printed}\n{'x' * 99 + chr(10)}".encode() + b"y" * 50_000 + b"\n"
+    run = build(shell, tasks=TASKS[:1])
+    await run.run()
+    assert run.results[0].detail.startswith("exit status 1: it printed ")
+    assert remedy in run.results[0].detail
+    assert (tmp_path / "logs/0.log").read_text().count("gibil: it printed") == 1
+
+
+async def test_what_a_successful_task_prints_about_limits_is_not_reported(build: Callable[..., Execution]) -> None:
+    shell = Failing(0, 0)
+    shell.output = b"it handles 'Too many open files'\n"
+    run = build(shell, tasks=TASKS[:1])
+    await run.run()
+    assert run.results[0].detail == ""
 
 
 async def test_incomplete_output_is_a_failure(build: Callable[..., Execution]) -> None:

@@ -65,6 +65,9 @@ class Answer(msgspec.Struct, kw_only=True, omit_defaults=True):
     usage: Usage | None = None
     refusals: Refusals | None = None
     cause: Cause | None = None
+    """The last one"""
+    causes: list[Cause] = msgspec.field(default_factory=list)
+    """All of them, the last first; empty from a daemon of an earlier version."""
     layers: list[LayerInfo] = msgspec.field(default_factory=list)
     done: bool = False
     """`destroy`, `delete_layer`: it existed; `create`: it was created by this request; `quit`: the daemon ends."""

@@ -91,7 +91,8 @@ class ControlServer:
             case Request(verb="refusals"):
                 return Answer(refusals=registry.refusals(request.name, request.since))
             case Request(verb="cause"):
-                return Answer(cause=await registry.cause(request.name))
+                causes = await registry.causes(request.name)
+                return Answer(cause=causes[0] if causes else None, causes=causes)
             case Request(verb="layers"):
                 return Answer(layers=registry.layers())
             case Request(verb="save_layer"):

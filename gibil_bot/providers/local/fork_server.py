@@ -23,6 +23,7 @@ import os
 import select
 import signal
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ class ForkServer:
         opened: list[int] = list(locks)
         try:
             if request["privilege"] == "root":
-                request["base"], lock = _claim_range()
+                request["base"], lock = _claim_range([layer["base"] for layer in request["layers"]])
                 locks.append(lock)
                 opened.append(lock)
             go_read, go_write = os.pipe2(os.O_CLOEXEC)
@@ -200,14 +201,16 @@ class ForkServer:
         self._link.send(json.dumps(answer).encode())
 
 
-def _claim_range() -> tuple[int, int]:
+def _claim_range(preferred: Sequence[int] = ()) -> tuple[int, int]:
     """Return the first uid of a free range, and its lock.
 
-    The machine holds the lock, so no two machines on this host share a range, whatever their data directories.
+    The machine holds the lock, so no two machines on this host share a range, whatever their data directories. `preferred`:
+    first uids of the layers below the machine, whose owners needn't be mapped to other ids if it has the same range.
     """
     folder = "/run/gibil-uids"
     os.makedirs(folder, mode=0o700, exist_ok=True)
-    for number in range(RANGES):
+    numbers = [(base - FIRST_UID) // spawn.IDS for base in preferred]
+    for number in (*(number for number in numbers if 0 <= number < RANGES), *range(RANGES)):
         lock = os.open(f"{folder}/{number}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

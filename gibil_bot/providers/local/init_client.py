@@ -63,6 +63,8 @@ class InitClient:
         """Set whenever a command is requested. Every process of the machine descends from a command."""
         self.routed = 0
         """How many of the last listeners are the sockets of route.set_up. Known when `ready` is."""
+        self.views: list[int] = []
+        """Descriptors of proc_views.mount_views, open until `release_mounts`."""
         self.memory: list[int] = []
         """Descriptors that came with the listeners (spawn._memory_of), open until `release_mounts`."""
         self._mounts: int | None = None
@@ -171,7 +173,8 @@ class InitClient:
 
         The kernel takes half a second for 100,000 files that were in use.
         """
-        fds, self.memory = self.memory, []
+        fds = [*self.memory, *self.views]
+        self.memory, self.views = [], []
         if self._mounts is not None:
             fds.append(self._mounts)
             self._mounts = None
@@ -239,6 +242,7 @@ class InitClient:
         elif "ready" in answer and not self.ready.done():
             self.routed = answer["routed"]
             self.ready.set_result([socket.socket(fileno=fds.pop(0)) for _ in range(answer["ready"])])
+            self.views, fds = fds[: answer["views"]], fds[answer["views"] :]
             (self._mounts, *self.memory), fds = fds, []
         elif "failed" in answer and not self.ready.done():
             self.ready.set_exception(SpawnFailed(answer["failed"], answer["errno"], answer["text"]))

@@ -91,6 +91,7 @@ class LayerStore:
         self._layers: dict[str, Manifest] = {}
         self._users: dict[str, frozenset[str]] = {}
         """machine → the layers below it"""
+        self._used_at: dict[str, datetime] = {}
         self._unsealed: set[str] = set()
         self._mounts: dict[str, Image] = {}
         """Mounted images by layer, least recently used first."""
@@ -137,6 +138,7 @@ class LayerStore:
             chain.append(layer)
             at = layer.parent
         self._users[machine] = frozenset(layer.id for layer in chain)
+        self._used_at |= {layer.id: datetime.now(UTC) for layer in chain}
         return tuple(layer.id for layer in chain)
 
     def release(self, machine: str) -> None:
@@ -250,6 +252,7 @@ class LayerStore:
         except OSError as error:
             raise ProviderError(f"layer {layer_id} cannot be deleted: {error.strerror or error}") from error
         del self._layers[layer_id]
+        self._used_at.pop(layer_id, None)
         self._unsealed.discard(layer_id)
 
         def delete() -> None:
@@ -260,6 +263,12 @@ class LayerStore:
             remove_tree(away)
 
         return delete
+
+    def least_used(self, keep: str | None) -> str | None:
+        """Return the layer that was used longest ago, of those that nothing uses; None if there is none. Not `keep`."""
+        used = frozenset[str | None]().union({keep, *(layer.parent for layer in self._layers.values())}, *self._users.values())
+        idle = [layer for layer in self._layers.values() if layer.id not in used | self._unsealed]
+        return min(idle, key=lambda layer: self._used_at.get(layer.id, layer.created_at)).id if idle else None
 
     def outdated(self, base_trees: Iterable[str]) -> list[str]:
         """Return the layers that are based on none of these base trees, uppermost first. No machine can start from them."""

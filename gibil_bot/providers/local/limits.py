@@ -14,7 +14,7 @@ import errno
 import os
 import random
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,39 @@ _USED = {
     2: ("memory.current", ("inactive_file", "active_file", "slab_reclaimable")),
 }
 """cgroup version → the file with the used memory, and the fields of memory.stat that the kernel can reclaim."""
+_MEMINFO = {
+    "Cached": ("total_cache", "file"),
+    "Inactive(anon)": ("total_inactive_anon", "inactive_anon"),
+    "Active(anon)": ("total_active_anon", "active_anon"),
+    "Inactive(file)": ("total_inactive_file", "inactive_file"),
+    "Active(file)": ("total_active_file", "active_file"),
+    "Unevictable": ("total_unevictable", "unevictable"),
+    "Dirty": ("total_dirty", "file_dirty"),
+    "Writeback": ("total_writeback", "file_writeback"),
+    "AnonPages": ("total_rss", "anon"),
+    "Committed_AS": ("total_rss", "anon"),
+    "Mapped": ("total_mapped_file", "file_mapped"),
+    "Shmem": ("total_shmem", "shmem"),
+    "KReclaimable": ("", "slab_reclaimable"),
+    "Slab": ("", "slab"),
+    "SReclaimable": ("", "slab_reclaimable"),
+    "SUnreclaim": ("", "slab_unreclaimable"),
+    "KernelStack": ("", "kernel_stack"),
+    "PageTables": ("", "pagetables"),
+}
+"""Field of /proc/meminfo → field of memory.stat with cgroup v1 and v2."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryCounts:
+    """Memory of a machine in kB."""
+
+    used_kb: int
+    """What counts against its limit."""
+    reclaimable_kb: int
+    """The part of it that the kernel frees before it kills a process: the page cache."""
+    fields: Mapping[str, int]
+    """Further fields of /proc/meminfo"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,14 +206,25 @@ class Groups:
 
         None if memory is polled. Raises OSError.
         """
+        counts = self.memory_counts(name)
+        return None if counts is None else max(0, counts.used_kb - counts.reclaimable_kb) // 1024
+
+    def memory_counts(self, name: str) -> MemoryCounts | None:
+        """Return what the kernel counts for the machine; None if memory is polled. Raises OSError."""
         hierarchy = self._with("memory")
         if hierarchy is None:
             return None
         group = self._group(hierarchy, name)
         used, cached = _USED[hierarchy.version]
         counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        cache = sum(int(counts.get(field, 0)) for field in cached)
-        return max(0, int((group / used).read_text()) - cache) // 1024**2
+        fields = {field: int(counts.get(names[hierarchy.version - 1], 0)) // 1024 for field, names in _MEMINFO.items()}
+        fields["Inactive"] = fields["Inactive(anon)"] + fields["Inactive(file)"]
+        fields["Active"] = fields["Active(anon)"] + fields["Active(file)"]
+        return MemoryCounts(
+            used_kb=int((group / used).read_text()) // 1024,
+            reclaimable_kb=sum(int(counts.get(field, 0)) for field in cached) // 1024,
+            fields=fields,
+        )
 
     def create(self, name: str, limits: Limits) -> None:
         """Create the machine's groups with their limits."""

@@ -29,10 +29,11 @@ from gibil_bot.providers.local.fork_client import ForkClient, SpawnedMachine
 from gibil_bot.providers.local.host_network import HostNetwork
 from gibil_bot.providers.local.init_client import InitClient, SpawnFailed
 from gibil_bot.providers.local.layers import LayerStore, close_all
-from gibil_bot.providers.local.limits import FILES_PER_MB, Groups, Limits, share_of_processors
+from gibil_bot.providers.local.limits import FILES_PER_MB, Groups, Limits, MemoryCounts, share_of_processors
 from gibil_bot.providers.local.mounts import SpawnRequest
 from gibil_bot.providers.local.outbound import Outbound, RefusalLog
 from gibil_bot.providers.local.paths import LocalPaths, await_dead_machine, clear_dead_machine
+from gibil_bot.providers.local.proc_views import Views
 from gibil_bot.providers.local.relay import forward
 from gibil_bot.providers.local.route import PROXY
 from gibil_bot.providers.local.usage_poller import (
@@ -112,7 +113,15 @@ class ManagedMachine:
         self._measuring: asyncio.Task[None] | None = None
         self._image: Image | None = None
         self._memory: Memory | None = None
+        self._polled_kb = 0
+        """Memory in use, if no control group counts it."""
+        self._views: Views | None = None
+        self._active = False
+        """Whether processes ran on it at the last tick."""
         self._cause: Cause | None = None
+        """The last one"""
+        self._causes: dict[str, Cause] = {}
+        """All by their text, with the last time"""
         self.unwritten_cause: Cause | None = None
         """After `destroy`, its cause if the host's disk was too full to store it."""
         self._counts = (0, 0)
@@ -221,6 +230,7 @@ class ManagedMachine:
         for listener, (host, port) in zip(others, listeners, strict=True):
             self._supervise(forward(listener, host, port))
         self._memory = Memory.of(self._init_client.memory)
+        self._views = Views(self._init_client.views, self._limits.memory_mb, request["cpus"])
         if context.groups.memory == "polled":
             self._supervise(self._watch_memory(self._memory))
         if request["disk"] == "folder":
@@ -322,17 +332,17 @@ class ManagedMachine:
 
     def report_cause(self, text: str) -> None:
         """Record why something on the machine is ended now, and print it in all sessions."""
-        self._cause = Cause(text=text, at=datetime.now(UTC))
+        self._cause = self._causes[text] = Cause(text=text, at=datetime.now(UTC))
         write_cause(self._context.paths, self.spec.name, self._cause)
         if self._ssh_server is not None:
             self._ssh_server.say(text)
 
-    def cause(self) -> Cause | None:
-        """Return the last cause; one that is a lasting state has the current time."""
+    def causes(self) -> list[Cause]:
+        """Return what its limits ended or prevented, the last first; a lasting state has the current time."""
         self.check_kernel_events()
-        if self._cause is not None and self._cause.text in self._lasting.values():
-            self._cause = Cause(text=self._cause.text, at=datetime.now(UTC))
-        return self._cause
+        for text in self._lasting.values():
+            self._causes[text] = Cause(text=text, at=datetime.now(UTC))
+        return sorted(self._causes.values(), key=lambda cause: cause.at, reverse=True)
 
     def check_kernel_events(self) -> None:
         """Report what the kernel did by itself. Cheap: a few small files are read."""
@@ -340,12 +350,22 @@ class ManagedMachine:
         kills, refused = groups.oom_kills(name), groups.refused_forks(name)
         before, self._counts = self._counts, (kills, refused)
         if kills > before[0]:
-            self.report_cause(f"the kernel killed a process: the machine's {self._limits.memory_mb} MB of memory are used up")
-        elif refused > before[1]:
+            self.report_cause(f"the kernel killed a process: {self._memory_used_up()}")
+        if refused > before[1]:
             self.report_cause(self._too_many_processes())
         full = self._image.full() if self._image is not None else None
-        lasts = full and f"the disk of {self._limits.disk_mb} MB is full: there is no room for more {_ROOM[full]}"
+        lasts = (
+            full and f"the disk of {self._limits.disk_mb} MB is full: there is no room for more {_ROOM[full]}{_raise('disk')}"
+        )
         self._report_state("disk", lasts)
+        if self._memory is not None:
+            for path, (used, size_mb) in self._memory.full_mounts().items():
+                what = "the disk" if path == "/" else path
+                remedy = _raise("disk" if path == "/" else "memory")
+                self._report_state(path, f"{what} of {size_mb} MB is full{remedy}" if used else None)
+
+    def _memory_used_up(self) -> str:
+        return f"the machine's {self._limits.memory_mb} MB of memory are used up{_raise('memory')}"
 
     def _report_state(self, what: str, text: str | None) -> None:
         """Report a lasting state when it begins. `text` None: the state doesn't exist, or not any more."""
@@ -356,11 +376,17 @@ class ManagedMachine:
             self.report_cause(text)
 
     def _too_many_processes(self) -> str:
-        return f"no further process could be started: the machine's {self._limits.pids} processes are used up"
+        pids = self._limits.pids
+        return f"no further process could be started: the machine's {pids} processes are used up{_raise('pids')}"
 
     async def tick(self) -> None:
-        """Check limits that nothing enforces by itself. Called about once a second."""
-        if self._destroying or self.machine is None or not has_processes(self._init_pid):
+        """Check limits that nothing enforces by itself, and show the memory in use. Called about once a second."""
+        if self._destroying or self.machine is None:
+            return
+        was_active, self._active = self._active, has_processes(self._init_pid)
+        if self._active or was_active:
+            self._refresh_views()
+        if not self._active:
             return
         self.check_kernel_events()
         if not self._context.groups.counts_processes:
@@ -368,6 +394,21 @@ class ManagedMachine:
             self._report_state("processes", self._too_many_processes() if crowded else None)
         if not self._context.groups.shares_cpu:
             await asyncio.to_thread(lower_session_priorities, self._init_pid, self._lowered_sessions)
+
+    def _refresh_views(self) -> None:
+        assert self._memory is not None
+        assert self._views is not None
+        counts = None
+        with contextlib.suppress(OSError):
+            counts = self._context.groups.memory_counts(self.spec.name)
+        if counts is None:
+            shared = self._memory.unmapped_kb()
+            counts = MemoryCounts(
+                used_kb=max(shared, self._polled_kb) if self._active else shared,
+                reclaimable_kb=0,
+                fields={"Shmem": shared, "Cached": shared},
+            )
+        self._views.refresh(counts.used_kb, counts.reclaimable_kb, counts.fields)
 
     def host_disk_mb(self) -> int:
         """Return how much of the host's disk its disk uses, as far as that is known."""
@@ -437,13 +478,12 @@ class ManagedMachine:
         while True:
             await self._activity()
             began = time.monotonic()
-            if has_processes(self._init_pid) and await asyncio.to_thread(
-                enforce_memory, self._init_pid, self._limits.memory_mb, memory, memfds
-            ):
-                self.report_cause(
-                    f"the largest process was killed: the machine's {self._limits.memory_mb} MB of memory are used up"
-                )
-                continue
+            if has_processes(self._init_pid):
+                enforced = await asyncio.to_thread(enforce_memory, self._init_pid, self._limits.memory_mb, memory, memfds)
+                self._polled_kb = enforced.used_kb
+                if enforced.killed:
+                    self.report_cause(f"the largest process was killed: {self._memory_used_up()}")
+                    continue
             await asyncio.sleep(max(_MEMORY_POLL_S, 10 * (time.monotonic() - began)))
 
     async def _watch_disk(self) -> None:
@@ -466,7 +506,7 @@ class ManagedMachine:
             if self._disk_excess is None:
                 strikes = 0
             elif self._init_client is not None:
-                self.report_cause(f"all processes were killed: {self._disk_excess}")
+                self.report_cause(f"all processes were killed: {self._disk_excess}{_raise('disk')}")
                 strikes += 1
                 if strikes == 1:
                     self._init_client.kill_jobs()
@@ -507,6 +547,11 @@ class ManagedMachine:
 
 
 _ROOM = {"space": "data", "files": "files"}
+
+
+def _raise(key: str) -> str:
+    """Return the remedy for a limit of that key of a workflow's or `.gibil.yml`'s machine."""
+    return f" (`machine: {{{key}: …}}`)"
 
 
 def _free(folder: Path) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import os
 import stat
 from typing import TypedDict
 
-from gibil_bot.providers.local import proxy_settings
+from gibil_bot.providers.local import proc_views, proxy_settings
 from gibil_bot.providers.local import syscalls as sc
 from gibil_bot.providers.local.route import NAMESERVER
 
@@ -171,8 +171,11 @@ def _show_python(request: SpawnRequest, prefix: str, executable: str) -> None:
         os.symlink(executable, f"{root}/usr/local/bin/python3")
 
 
-def mount_system(request: SpawnRequest, root: str) -> None:
-    """Mount /proc, /sys, /dev and /run, and forbid further user namespaces, in which jobs would have all capabilities."""
+def mount_system(request: SpawnRequest, root: str) -> list[int]:
+    """Mount /proc, /sys, /dev and /run, and forbid further user namespaces, in which jobs would have all capabilities.
+
+    Returns descriptors of the files that show the machine's share of the host (proc_views.py).
+    """
     for name in ("proc", "sys", "dev", "run"):
         real_directory(root, name)
     Stage.now = "mounting /proc"
@@ -183,6 +186,8 @@ def mount_system(request: SpawnRequest, root: str) -> None:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EBUSY):  # masked on this host; builds don't need it
             raise
+    Stage.now = "mounting its share of /proc"
+    views = proc_views.mount_views(root, request["cpus"], request["memory_mb"])
     Stage.now = "mounting devices"
     dev = f"{root}/dev"
     # Without nr_inodes a tmpfs accepts empty files, which no limit counts, up to half of the host's memory.
@@ -218,6 +223,7 @@ def mount_system(request: SpawnRequest, root: str) -> None:
             write_file(f"{root}/proc/sys/user/max_inotify_{counter}", str(most))
         except FileNotFoundError:
             continue  # a kernel without inotify, or without limits per namespace
+    return views
 
 
 def write_file(path: str, text: str, flags: int = 0, mode: int = 0o644) -> None:

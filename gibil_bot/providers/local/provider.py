@@ -147,8 +147,9 @@ class LocalProvider:
             answer = await self._ask(Request(verb="cause", name=name))
         except UsageError:  # a daemon of an earlier version
             answer = None
-        found = answer.cause if answer else await asyncio.to_thread(read_cause, self._paths, name)
-        return found.text if found is not None and (since is None or found.at >= since) else None
+        last = answer.cause if answer else await asyncio.to_thread(read_cause, self._paths, name)
+        found = answer.causes if answer and answer.causes else [last] if last else []
+        return "; ".join(cause.text for cause in found if since is None or cause.at >= since) or None
 
     async def extend(self, name: str, expires_at: datetime) -> Machine:
         answer = await self._ask_about(Request(verb="extend", name=name, expires_at=expires_at))

@@ -146,6 +146,7 @@ class MachineRegistry:
             )
             if self._is_short_of_space():
                 await self._deletion.wait(_DELETION_S)
+                await self._delete_unused_layers(spec.layer)
             self._check_room(spec.name, limits)
             forget_cause(self._paths, spec.name)
             self._unwritten_causes.pop(spec.name, None)
@@ -225,6 +226,18 @@ class MachineRegistry:
             with contextlib.suppress(ProviderError):
                 await self.delete_layer(layer_id)
 
+    async def _delete_unused_layers(self, keep: str | None = None) -> bool:
+        """Delete layers that nothing uses while the host is short of disk space. Returns whether any was deleted."""
+        deleted = False
+        while self._is_short_of_space() and (layer_id := self._layers.least_used(keep)) is not None:
+            try:
+                await self.delete_layer(layer_id)
+            except ProviderError:
+                break
+            deleted = True
+            await asyncio.wait(self._disk_work)  # its space is free then
+        return deleted
+
     def _in_background(self, work: Callable[..., None], *arguments: object) -> None:
         """Run the work in a thread; only `close` waits for it."""
         future = asyncio.get_running_loop().run_in_executor(None, work, *arguments)
@@ -278,11 +291,13 @@ class MachineRegistry:
             await asyncio.sleep(_TICK_S)
 
     async def _make_space(self, free: int, floor: int) -> None:
-        """Destroy the machine that uses most of the host's disk. The next tick continues if that wasn't enough."""
+        """Delete unused layers, or destroy the machine that uses most of the host's disk. The next tick continues if needed."""
         if self._deletion.is_busy and self._short_of_space < _DELETION_S:  # no machine has to end for this space
             self._short_of_space += _TICK_S
             return
         self._short_of_space = 0.0
+        if await self._delete_unused_layers():
+            return
         found = [(managed.host_disk_mb(), name) for name, managed in self._machines.items() if managed.machine is not None]
         if not found:
             return
@@ -295,12 +310,13 @@ class MachineRegistry:
         if self._disk_work:  # its space is free once its disk is unmounted
             await asyncio.wait(self._disk_work)
 
-    async def cause(self, name: str) -> Cause | None:
-        """Return why processes of the machine, or the machine, were ended; None if unknown."""
+    async def causes(self, name: str) -> list[Cause]:
+        """Return which limits the machine reached and why it ended, the last first. Of an ended machine only that is known."""
         managed = self._machines.get(name)
         if managed is not None and managed.machine is not None:
-            return managed.cause()
-        return self._unwritten_causes.get(name) or await asyncio.to_thread(read_cause, self._paths, name)
+            return managed.causes()
+        last = self._unwritten_causes.get(name) or await asyncio.to_thread(read_cause, self._paths, name)
+        return [] if last is None else [last]
 
     def get(self, name: str) -> Machine | None:
         managed = self._machines.get(name)

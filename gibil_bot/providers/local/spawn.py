@@ -22,6 +22,7 @@ from gibil_bot.providers.local import init, mounts, route, seccomp
 from gibil_bot.providers.local import syscalls as sc
 from gibil_bot.providers.local.fd_passing import close_others
 from gibil_bot.providers.local.mounts import SpawnRequest, Stage, write_file
+from gibil_bot.providers.local.usage_poller import MEMORY_MOUNTS
 
 IDS = 65536
 """Number of user and group ids of a machine with privilege `root`."""
@@ -192,7 +193,7 @@ def _run(request: SpawnRequest, control: socket.socket, go: int, keep: tuple[int
         sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
         mounts.mount_overlays(request, has_route=bool(routed))
         root = f"machines/{request['name']}/mnt/root"
-        mounts.mount_system(request, root)
+        views = mounts.mount_system(request, root)
         Stage.now = "changing the root"
         os.chdir(root)
         sc.pivot_root(".", ".")
@@ -211,11 +212,11 @@ def _run(request: SpawnRequest, control: socket.socket, go: int, keep: tuple[int
         sc.prctl(sc.PR_SET_DUMPABLE, 0)  # jobs have our uid, and could read and trace PID 1 otherwise
         seccomp.install(pretend_root=request["privilege"] == "user")
         sockets = [*listeners, *routed]
-        message = json.dumps({"ready": len(sockets), "routed": len(routed)}).encode()
-        _send_fds(control, message, [*(each.fileno() for each in sockets), *memory])
+        message = json.dumps({"ready": len(sockets), "routed": len(routed), "views": len(views)}).encode()
+        _send_fds(control, message, [*(each.fileno() for each in sockets), *views, *memory])
         for each in sockets:
             each.close()
-        for fd in memory:
+        for fd in (*views, *memory):
             os.close(fd)
     except BaseException as error:
         _fail(control, error)
@@ -224,7 +225,8 @@ def _run(request: SpawnRequest, control: socket.socket, go: int, keep: tuple[int
 
 def _memory_of(request: SpawnRequest) -> list[str]:
     """Return the paths that usage_poller.Memory reads: two tables, then every file system in memory."""
-    return ["/proc/sysvipc/shm", "/proc/sysvipc/msg", "/dev/shm", "/run", *(["/"] if request["disk"] == "memory" else [])]  # noqa: S108
+    in_memory = MEMORY_MOUNTS if request["disk"] == "memory" else MEMORY_MOUNTS[:-1]
+    return ["/proc/sysvipc/shm", "/proc/sysvipc/msg", *in_memory]
 
 
 def _send_fds(control: socket.socket, message: bytes, fds: list[int]) -> None:

@@ -18,6 +18,7 @@ import stat
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from gibil_bot.providers.local.syscalls import same_descriptors
 
@@ -27,6 +28,9 @@ SOCKET_BYTES = 208 * 1024
 """Buffer of one socket: net.core.wmem_default."""
 FREE_SOCKETS = 512
 """This many open sockets of a machine aren't counted, because sockets are usually empty."""
+
+MEMORY_MOUNTS = ("/dev/shm", "/run", "/")  # noqa: S108
+"""The file systems in memory that machines have. The last one only if the whole disk is in memory."""
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _SHARED_SCAN_S = 0.3
@@ -239,7 +243,7 @@ class Memory:
     """Where a machine can use memory in addition to its processes: descriptors that PID 1 opened before any job ran."""
 
     mounts: Sequence[int]
-    """Of file systems in memory"""
+    """Of file systems in memory, in the order of MEMORY_MOUNTS"""
     segments: int
     """/proc/sysvipc/shm of the machine's IPC namespace"""
     queues: int
@@ -252,6 +256,14 @@ class Memory:
         """`descriptors`: in the order of spawn._memory_of."""
         segments, queues, *mounts = descriptors
         return cls(mounts, segments, queues, frozenset(os.fstat(mount).st_dev for mount in mounts))
+
+    def full_mounts(self) -> dict[str, tuple[bool, int]]:
+        """Return path → whether the file system in memory is full, and its size in MB."""
+        found = {}
+        for path, mount in zip(MEMORY_MOUNTS, self.mounts, strict=False):
+            status = os.statvfs(mount)
+            found[path] = status.f_bfree == 0 or status.f_ffree == 0, status.f_blocks * status.f_frsize // 1024**2
+        return found
 
     def unmapped_kb(self) -> int:
         """Return the size of memory file systems, and of SysV IPC that no process is attached to."""
@@ -292,11 +304,20 @@ def memory_mb(init: int, memory: Memory, memfds: int) -> int:
     return (sum(_sizes_kb(pids, held, memfds).values()) + held.buffers_kb + memory.unmapped_kb()) // 1024
 
 
-def enforce_memory(init: int, limit_mb: int, memory: Memory, memfds: int) -> bool:
-    """Kill the largest process of the machine if its memory exceeds the limit. Returns whether one was killed."""
+class Enforced(NamedTuple):
+    """Result of `enforce_memory`."""
+
+    killed: bool
+    used_kb: int
+    """At most this: up to half of the limit, memory that processes share may be counted for each of them."""
+
+
+def enforce_memory(init: int, limit_mb: int, memory: Memory, memfds: int) -> Enforced:
+    """Kill the largest process of the machine if its memory exceeds the limit."""
     limit = limit_mb * 1024
-    if _at_most_kb(family(init, max_age_s=_SHARED_SCAN_S), memory, memfds) <= limit:
-        return False
+    used = _at_most_kb(family(init, max_age_s=_SHARED_SCAN_S), memory, memfds)
+    if used <= limit // 2:
+        return Enforced(False, used)
     handles: dict[int, int] = {}
     try:
         for pid in family(init):
@@ -304,21 +325,19 @@ def enforce_memory(init: int, limit_mb: int, memory: Memory, memfds: int) -> boo
                 handles[pid] = os.pidfd_open(pid)  # opened before measuring, so that a reused pid isn't killed
             except OSError:
                 continue
-        if not handles:
-            return False  # only files, which the limits of their file systems bound
         held = open_files(handles, memfds, memory.devices)
-        rest = held.buffers_kb + memory.unmapped_kb()
         sizes = _sizes_kb(handles, held, memfds)
-        if sum(sizes.values()) + rest <= limit:
-            return False
+        used = sum(sizes.values()) + held.buffers_kb + memory.unmapped_kb()
+        if used <= limit or not handles:  # only files, which the limits of their file systems bound
+            return Enforced(False, used)
         largest = max(sizes, key=lambda pid: sizes[pid])
         signal.pidfd_send_signal(handles[largest], signal.SIGKILL)
     except ProcessLookupError:
-        return False
+        return Enforced(False, used)
     finally:
         for handle in handles.values():
             os.close(handle)
-    return True
+    return Enforced(True, used)
 
 
 # --- disks -------------------------------------------------------------------------------------------------------
