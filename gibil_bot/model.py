@@ -731,6 +731,29 @@ class PreparedMachine(Struct, frozen=True, kw_only=True):
         return self.key.kind == key.kind and self.key.files == key.files and (not self.whole_tree or self.key.tree == key.tree)
 
 
+class CacheEntry(Struct, frozen=True, kw_only=True):
+    """Files that a run left for later runs, as an archive that only machines unpack. Stored, so a new field needs a default."""
+
+    format: int
+    id: str
+    kind: str
+    """cache (written in a file) | downloads (of package managers, without configuration)"""
+    repository: str
+    repository_name: str
+    scope: str
+    workflow: str
+    version: str
+    """Digest of the paths and the compression: other entries can't be unpacked."""
+    key: str
+    paths: tuple[str, ...]
+    compression: str
+    """zstd | tar"""
+    digest: str
+    """SHA-256 of the archive."""
+    size_bytes: int
+    created_at: datetime
+
+
 class LayerInfo(Struct, frozen=True, kw_only=True):
     """The disk of an ended machine, read-only, that new machines can start from."""
 

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
-from gibil_bot.model import DetectedProject, Machine, Plan, PreparedMachine, Refusal, Refusals, Run, TaskResult, TaskStatus
+from gibil_bot.model import (
+    CacheEntry,
+    DetectedProject,
+    Machine,
+    Plan,
+    PreparedMachine,
+    Refusal,
+    Refusals,
+    Run,
+    TaskResult,
+    TaskStatus,
+)
 
 _MOST_BLOCKED, _MOST_PORTS, _MOST_CHARACTERS = 10, 3, 800
 """Maximum number of endpoints, and of endpoints per host, in one sentence: a machine chooses their number and length."""
@@ -85,12 +96,28 @@ def prepared_view(entry: PreparedMachine) -> dict[str, object]:
     """Return a prepared machine as JSON."""
     return {
         "id": entry.layer,
+        "kind": "prepared",
         "repository": entry.repository_name,
         "workflow": entry.workflow,
         "scope": entry.scope,
         "size_mb": entry.size_mb,
         "depth": entry.depth,
         "saves_s": entry.prepared_in_s,
+        "created_at": timestamp(entry.created_at),
+    }
+
+
+def cache_view(entry: CacheEntry) -> dict[str, object]:
+    """Return a cache as JSON."""
+    return {
+        "id": entry.id,
+        "kind": entry.kind,
+        "repository": entry.repository_name,
+        "workflow": entry.workflow,
+        "scope": entry.scope,
+        "key": entry.key,
+        "paths": list(entry.paths),
+        "size_mb": round(entry.size_bytes / 1024**2, 3),
         "created_at": timestamp(entry.created_at),
     }
 

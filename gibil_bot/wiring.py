@@ -29,6 +29,7 @@ from gibil_bot.retry import RetryPolicy
 if TYPE_CHECKING:
     from gibil_bot.github.api.user_pull_requests import PullRequests
     from gibil_bot.planning.services import ServiceCapabilities
+    from gibil_bot.runs.caches import Caches
     from gibil_bot.runs.context import Policy
     from gibil_bot.runs.local_checkout import Limits
     from gibil_bot.runs.prepared import PreparedMachines
@@ -121,6 +122,13 @@ def open_prepared(settings: Settings, provider: Provider) -> PreparedMachines | 
     from gibil_bot.runs.prepared import PreparedMachines
 
     return PreparedMachines(settings.data_dir / "prepared", provider) if isinstance(provider, Layering) else None
+
+
+def open_caches(settings: Settings) -> Caches:
+    """Open the caches of this data directory, which machines of every provider use."""
+    from gibil_bot.runs.caches import Caches
+
+    return Caches(settings.data_dir / "caches")
 
 
 def open_factory(settings: Settings, *, room_wait_s: float = 0.0) -> MachineFactory:
@@ -278,6 +286,7 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
             fingerprint_key=factory.keyring.derive("fingerprints", "secrets"),
             max_logs_bytes=settings.max_run_logs_bytes,
             prepared=open_prepared(settings, factory.provider),
+            caches=open_caches(settings),
         )
         policy = intake_policy(settings, factory.keyring)
         reaper = Reaper(store, factory, github, owner, logs, settings.max_logs_bytes, tools.prepared)

@@ -10,21 +10,28 @@ import click
 from gibil_bot.cli.machine import provider_option, run_async, settings_of, table
 from gibil_bot.cli.output import Paint, json_option, print_json, print_message, print_text
 from gibil_bot.errors import UsageError
+from gibil_bot.humanize import count
 from gibil_bot.ssh.answers import printable
 
 if TYPE_CHECKING:
-    from gibil_bot.model import PreparedMachine
+    from gibil_bot.model import CacheEntry, PreparedMachine
+
+
+_CELL = 60
 
 
 @click.group()
 def cache() -> None:
     """List and delete what runs have stored for later runs.
 
-    These are prepared machines: what a run installed, so that the next one needn't.
+    \b
+    prepared    a machine with what a run installed, so that the next one needn't
+    cache       the files of a `cache` in a workflow or .gibil.yml
+    downloads   of package managers, kept without configuration
 
-    A trusted run of a repository starts from what an earlier one left. A pull request that isn't trusted reads that, too, but
-    what it leaves is used only for the same commit. What was used longest ago is deleted first: at most 5 GB for a repository
-    and 20 GB in all are stored.
+    A trusted run of a repository uses what an earlier one left. A pull request that isn't trusted reads that, too, but what
+    it leaves is used only for the same commit. What was used longest ago is deleted first: a repository has at most 5 GB of
+    prepared machines and 3 GB of caches, all repositories together have at most 20 GB and 12 GB.
 
     \b
     gibil cache list
@@ -38,41 +45,42 @@ def cache() -> None:
 @provider_option
 @json_option
 def list_(provider: str | None, as_json: bool) -> None:
-    """List prepared machines, the last used first.
+    """List prepared machines, caches and downloads, the last used first.
 
     \b
     gibil cache list
-    gibil cache list --json | jq -r '.[].repository'
+    gibil cache list --json | jq -r '.[] | select(.kind == "downloads") | .repository'
     """
     sys.exit(run_async(_list(provider, as_json)))
 
 
 async def _list(provider: str | None, as_json: bool) -> int:
-    from gibil_bot.views import prepared_view, timestamp
-    from gibil_bot.wiring import open_prepared, open_provider
+    from gibil_bot.views import cache_view, prepared_view, timestamp
+    from gibil_bot.wiring import open_caches, open_prepared, open_provider
 
     settings = settings_of(provider)
     opened = open_provider(settings)
     try:
         prepared = open_prepared(settings, opened)
-        usages = await prepared.usages() if prepared is not None else []
+        machines = await prepared.usages() if prepared is not None else []
     finally:
         await opened.close()
+    found = [(usage.used_at, prepared_view(usage.entry)) for usage in machines]
+    found += [(usage.used_at, cache_view(usage.entry)) for usage in await open_caches(settings).usages()]
+    found.sort(key=lambda each: (each[0], str(each[1]["id"])), reverse=True)
     if as_json:
-        print_json([{**prepared_view(usage.entry), "used_at": timestamp(usage.used_at)} for usage in usages])
+        print_json([{**view, "used_at": timestamp(used_at)} for used_at, view in found])
         return 0
-    if not usages:
-        print_message("there are no prepared machines; a run keeps one after it has installed something")
+    if not found:
+        print_message("nothing is stored; a run keeps what it has installed and downloaded")
         return 0
     paint = Paint(sys.stdout)
-    rows: list[tuple[str, ...]] = [("ID", "REPOSITORY", "WORKFLOW", "SCOPE", "SIZE", "SAVES", "LAST USED")]
-    for usage in usages:
-        entry = usage.entry
-        row = (
-            entry.layer, entry.repository_name, entry.workflow, entry.scope, f"{entry.size_mb} MB",
-            f"{entry.prepared_in_s:.0f} s", timestamp(usage.used_at) or "",
-        )  # fmt: skip
-        rows.append(tuple(printable(cell) for cell in row))
+    rows: list[tuple[str, ...]] = [("ID", "KIND", "REPOSITORY", "WORKFLOW", "SCOPE", "KEY", "SIZE", "LAST USED")]
+    for used_at, view in found:
+        key = f"saves {view['saves_s']:.0f} s" if view["kind"] == "prepared" else view["key"]
+        cells = [view["id"], view["kind"], view["repository"], view["workflow"], view["scope"], key]
+        row = (*cells, f"{view['size_mb']:.0f} MB", timestamp(used_at))
+        rows.append(tuple(printable(str(cell), _CELL) for cell in row))
     print_text(table(rows, style=lambda number, line: paint.bold(line) if number == 0 else line))
     return 0
 
@@ -82,7 +90,9 @@ async def _list(provider: str | None, as_json: bool) -> int:
 @provider_option
 @json_option
 def clear(repository: str | None, provider: str | None, as_json: bool) -> None:
-    """Delete prepared machines. Those that a machine is using now stay, and are named.
+    """Delete prepared machines, caches and downloads.
+
+    Prepared machines that a machine is using now stay, and are named. Runs that are using a cache go on.
 
     \b
     gibil cache clear
@@ -94,14 +104,16 @@ def clear(repository: str | None, provider: str | None, as_json: bool) -> None:
 
 
 async def _clear(repository: str | None, provider: str | None, as_json: bool) -> int:
-    from gibil_bot.views import prepared_view
-    from gibil_bot.wiring import open_prepared, open_provider
+    from gibil_bot.views import cache_view, prepared_view
+    from gibil_bot.wiring import open_caches, open_prepared, open_provider
 
     settings = settings_of(provider)
     opened = open_provider(settings)
     gone: list[PreparedMachine] = []
     kept: list[PreparedMachine] = []
+    caches: list[CacheEntry] = []
     try:
+        caches = await open_caches(settings).clear(repository)
         prepared = open_prepared(settings, opened)
         if prepared is not None:
             gone, kept = await prepared.clear(repository)
@@ -109,8 +121,10 @@ async def _clear(repository: str | None, provider: str | None, as_json: bool) ->
         await opened.close()
     for entry in kept:
         print_message(f"{entry.layer} is in use, or another one that is in use was created from it; it stays")
+    deleted = [*map(prepared_view, gone), *map(cache_view, caches)]
     if as_json:
-        print_json({"deleted": [prepared_view(entry) for entry in gone], "kept": [prepared_view(entry) for entry in kept]})
+        print_json({"deleted": deleted, "kept": [prepared_view(entry) for entry in kept]})
     else:
-        print_message(f"deleted {len(gone)} prepared machines, {sum(entry.size_mb for entry in gone)} MB")
+        size_mb = sum(entry.size_mb for entry in gone) + sum(entry.size_bytes for entry in caches) // 1024**2
+        print_message(f"deleted {count(len(gone), 'prepared machine')} and {count(len(caches), 'cache')}, {size_mb} MB")
     return 0

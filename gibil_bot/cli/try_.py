@@ -73,7 +73,7 @@ async def _run(settings: Settings, checkout: Checkout, workflow: str, inputs: di
     from gibil_bot.runs.memory import MemoryRuns
     from gibil_bot.runs.runner import Runner, Tools
     from gibil_bot.runs.sources import LocalBundle
-    from gibil_bot.wiring import open_factory, open_prepared, operator_limits
+    from gibil_bot.wiring import open_caches, open_factory, open_prepared, operator_limits
 
     plan = await local_checkout.plan(checkout, workflow, inputs, operator_limits(settings))
     factory = open_factory(settings)
@@ -100,6 +100,7 @@ async def _run(settings: Settings, checkout: Checkout, workflow: str, inputs: di
                 observer=terminal.phase,
                 output=terminal.output,
                 prepared=open_prepared(settings, factory.provider),
+                caches=open_caches(settings),
                 local_checkout=checkout.identity,
             )
             runner = Runner(tools, claim)
@@ -152,6 +153,11 @@ class Terminal:
                 self._print_line(self._paint.quiet(f"code cloned{took}"))
             case "detected":
                 self._print_line(self._paint.quiet(f"project read{took}"))
+            case "cache_restored":
+                self._print_line(self._paint.quiet(str(event["what"])))
+            case "caches_saved":
+                count = event["count"]
+                self._print_line(self._paint.quiet(f"saved {count} cache{'' if count == 1 else 's'}, {event['size']}{took}"))
             case "task_started":
                 self._print_line(self._paint.bold(f"▶ {event['name']}"))
             case "task_finished":

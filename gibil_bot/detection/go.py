@@ -41,7 +41,7 @@ def facts(project: Project) -> Facts | None:
         linters=linters.go(project),
         tests=tests,
         env={"GOFLAGS": "-mod=vendor"} if vendored else {},
-        caches=("~/go/pkg/mod", "~/.cache/go-build"),
+        caches=("~/go/pkg/mod",),
     )
 
 

@@ -141,6 +141,7 @@ class Execution:
         self.results: dict[int, TaskResult] = dict(results)
         self._log: TaskLog | None = None
         self._inherited: tuple[Mapping[str, str], Sequence[str]] = {}, ()
+        self._announced: Sequence[str] = ()
 
     @property
     def live_tail(self) -> str:
@@ -177,6 +178,10 @@ class Execution:
     def inherit(self, env: Mapping[str, str], paths: Sequence[str]) -> None:
         """Use variables and paths that preparing tasks of an earlier run exported. Call it before `run`."""
         self._inherited = env, paths
+
+    def announce(self, lines: Sequence[str]) -> None:
+        """Begin the log of the first task with these lines. Call it before `run`."""
+        self._announced = lines
 
     async def skip(self, indexes: Iterable[int], detail: str) -> None:
         """Record tasks as skipped that have nothing to do."""
@@ -254,6 +259,9 @@ class Execution:
             self._log_folder / f"{index}.log", self._redactor(), self._output(index), limit=await self._room_for(index)
         )
         await log.open()
+        if self._announced and resumed is None:
+            await log.begin("".join(f"gibil: {self._redactor().text(line)}\n" for line in self._announced))
+            self._announced = ()
         self._log = log
         problem = ""
         ended: Exit | None = None

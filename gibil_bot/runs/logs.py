@@ -81,6 +81,12 @@ class TaskLog:
             self._give_up(error)
         self._fed_offset = self.raw_offset
 
+    async def begin(self, note: str) -> None:
+        """Write `note` (our own whole lines, redacted) before the output."""
+        clean = await asyncio.to_thread(self._write, b"", self._fed_offset, False, note.encode())
+        if self._on_output is not None:
+            self._on_output(clean)
+
     async def feed(self, data: bytes, next_offset: int) -> None:
         """Append raw output; `next_offset` is the machine's offset after it. Waits if the disk is slower than the machine."""
         self._pending += data

@@ -35,12 +35,14 @@ from gibil_bot.operator_secrets import ScopedSecrets, missing_secret
 from gibil_bot.ports import LAYER_GONE, RunRecorder, Shell
 from gibil_bot.providers.lifecycle import MachineFactory
 from gibil_bot.providers.optional import notices, refusals
+from gibil_bot.runs.cached_files import RunCaches, size_text
+from gibil_bot.runs.caches import Caches
 from gibil_bot.runs.cancellation import Cancellation
 from gibil_bot.runs.detected_tasks import detect_tasks, purpose_of
 from gibil_bot.runs.execution import Execution, conclusion_of, is_complete
 from gibil_bot.runs.logs import Journal, Observer
 from gibil_bot.runs.preparation import Preparation
-from gibil_bot.runs.prepared import PreparedMachines, preparing_tasks, scope_of
+from gibil_bot.runs.prepared import PreparedMachines, Scope, preparing_tasks, scope_of
 from gibil_bot.runs.project_reader import read_project
 from gibil_bot.runs.redact import Redactor
 from gibil_bot.runs.sources import SourceError, SourceTransfer, address_of
@@ -78,6 +80,8 @@ class Tools:
     output: Callable[[int, bytes], None] | None = None
     prepared: PreparedMachines | None = None
     """None: every run prepares its machine itself."""
+    caches: Caches | None = None
+    """None: no files are kept for later runs."""
     local_checkout: str | None = None
     """The path of the checkout, if runs are of one on this computer and not of a repository on GitHub."""
     fingerprint_key: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
@@ -210,6 +214,7 @@ class Runner:
         machine: Machine | None = None
         shell: Shell | None = None
         keep_machine = False
+        caches: RunCaches | None = None
         try:
             with notices(self._tools.factory.provider, self._preparing):
                 machine, shell = await self._machine(name, attempt)
@@ -240,6 +245,7 @@ class Runner:
                     if changed is not None:
                         old, (machine, shell) = shell, changed
                         await _ignore_errors(old.close())
+                caches = await self._unless_cancelled(self._restore_caches(shell, execution))
             elif self._preparation is not None and machine.layer is not None and execution.skipped_preparation:
                 exports = await self._preparation.exports(machine.layer)
                 if exports is None:
@@ -260,6 +266,9 @@ class Runner:
             conclusion = await execution.run(on_prepared if self._preparation is not None else None)
             self._tasks_ended = True
             self._results = execution.results
+            if caches is not None and conclusion is Conclusion.SUCCESS:
+                with contextlib.suppress(_Cancelled):
+                    await self._unless_cancelled(self._save_caches(shell, caches))
             return conclusion
         except MachineLost:
             if machine is not None and now() >= machine.expires_at:
@@ -337,8 +346,10 @@ class Runner:
         prepared = self._tools.prepared
         if prepared is None:
             return None
-        scope = scope_of(self._run, local=self._tools.local_checkout, has_secrets=bool(self._run.plan.secrets))
-        return Preparation(prepared, scope, self._tools.factory.provider.name)
+        return Preparation(prepared, self._scope(), self._tools.factory.provider.name)
+
+    def _scope(self) -> Scope:
+        return scope_of(self._run, local=self._tools.local_checkout, has_secrets=bool(self._run.plan.secrets))
 
     async def _compare(
         self, preparation: Preparation, shell: Shell, execution: Execution, machine: Machine, attempt: int
@@ -366,6 +377,30 @@ class Runner:
         execution.inherit(choice.entry.env, choice.entry.paths)
         await execution.skip(range(len(preparing_tasks(self._run.plan))), what)
         return changed
+
+    async def _restore_caches(self, shell: Shell, execution: Execution) -> RunCaches | None:
+        if self._tools.caches is None:
+            return None
+        caches = RunCaches(self._tools.caches, self._scope(), self._run)
+        self._set_phase("restoring caches")
+        restored = await caches.restore(shell, self._run.plan, is_prepared=execution.skipped_preparation)
+        for each in restored:
+            self._journal.note("cache_restored", what=str(each), bytes=each.size_bytes, seconds=each.took_s)
+        if restored:
+            text = "; ".join(map(str, restored))
+            await self._note(f"{text[0].upper()}{text[1:]}.")
+            execution.announce([str(each) for each in restored])
+        return caches
+
+    async def _save_caches(self, shell: Shell, caches: RunCaches) -> None:
+        self._set_phase("saving caches")
+        started = time.perf_counter()
+        stored = await caches.save(shell)
+        if stored:
+            size = size_text(sum(entry.size_bytes for entry in stored))
+            self._journal.note("caches_saved", count=len(stored), size=size, seconds=time.perf_counter() - started)
+        for note in caches.notes:
+            await self._note(note)
 
     async def _keep(
         self,

@@ -14,7 +14,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from gibil_bot.config import Settings
-from gibil_bot.model import Conclusion, DetectedProject, NewRun, Plan, Run, TaskPlan, TaskResult, Trust
+from gibil_bot.model import Cache, Conclusion, DetectedProject, NewRun, Plan, Run, TaskPlan, TaskResult, Trust
 from gibil_bot.operator_secrets import ScopedSecrets
 from gibil_bot.providers.local.provider import LocalProvider
 from gibil_bot.runs.memory import MemoryRuns
@@ -85,6 +85,8 @@ class Workshop:
         private: bool = False,
         detected: bool = True,
         secrets_of_run: tuple[str, ...] = (),
+        caches: tuple[Cache, ...] = (),
+        downloads: tuple[str, ...] = (),
     ) -> NewRun:
         base = new_run(secrets.token_hex(8))
         source = replace(
@@ -103,7 +105,8 @@ class Workshop:
             tasks=(TaskPlan(name="install", run=install, kind="prepare"), TaskPlan(name="test", run=test)),
             comment="never",
             secrets=secrets_of_run,
-            detected=DetectedProject(purpose="test", key_files=("lock",)) if detected else None,
+            detected=DetectedProject(purpose="test", key_files=("lock",), caches=downloads) if detected else None,
+            caches=caches,
         )
         return NewRun(id=base.id, delivery_guid="", source=source, plan=plan)
 
