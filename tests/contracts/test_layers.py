@@ -17,7 +17,9 @@ from gibil_bot.model import LayerInfo, Machine
 from gibil_bot.ports import LAYER_GONE
 from gibil_bot.providers.local.layers import IN_USE, MOST_LAYERS
 from gibil_bot.providers.local.provider import LocalProvider
+from gibil_bot.providers.local.runtime_store import RuntimeStore
 from tests.doubles.machines import LocalLodging, alive, end_daemon, local_lodging, processes_with, shared_folder, until
+from tests.unit.test_runtime_store import GOOD, archive
 
 pytestmark = pytest.mark.usefixtures("local_machines")
 
@@ -101,6 +103,25 @@ async def test_several_users_keep_their_files(lodging: LocalLodging) -> None:
     )
     await output(lodging, machine, "chown 5:6 /root/file; su -s /bin/sh nobody -c 'test ! -w /root/file'")
     assert len(taken) == 2
+
+
+async def test_a_layer_outlives_new_runtimes_but_not_those_that_its_machine_had(lodging: LocalLodging) -> None:
+    store = RuntimeStore(lodging.paths.local / "runtimes")
+    await saved(lodging, 1, "echo plain > /root/file")
+    await asyncio.to_thread(store.add, "node-22.1.0", archive(dict(GOOD)))
+    machine = await start(lodging, "next", 1)
+    assert await output(lodging, machine, "cat /root/file; ls /opt/gibil/node-22.1.0/bin") == "plain\nnode\n"
+    await output(lodging, machine, "ln -s /opt/gibil/node-22.1.0/bin/node /usr/local/bin/node")
+    await provider_of(lodging).save_layer("next", layer_id(2))
+    machine = await start(lodging, "third", 2)
+    assert await output(lodging, machine, "node; cat /root/file") == "plain\n"
+    await asyncio.to_thread(store.clear)
+    assert await output(lodging, machine, "node; cat /root/file") == "plain\n"  # as long as it exists
+    await lodging.provider.destroy("third")
+    with pytest.raises(ProviderError, match=r"no longer stored|doesn't exist") as raised:
+        await start(lodging, "fourth", 2)
+    assert raised.value.code == LAYER_GONE
+    assert await output(lodging, await start(lodging, "fifth", 1), "cat /root/file") == "plain\n"
 
 
 async def test_a_layer_is_based_on_a_layer(lodging: LocalLodging) -> None:
