@@ -141,7 +141,7 @@ MIRRORS = (
 
 # fmt: off
 STORED_RUNTIMES = (
-    "python", "node", "npm", "pnpm", "yarn", "bun", "bats", "go", "rust", "java", "maven", "gradle", "composer", "uv",
+    "python", "node", "npm", "pnpm", "yarn", "bun", "deno", "bats", "go", "rust", "java", "maven", "gradle", "composer", "uv",
 )
 # fmt: on
 """What GIBIL_RUNTIMES can list: each is one tree. The others belong to the distribution or to a Python of the host."""

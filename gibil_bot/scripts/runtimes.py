@@ -16,10 +16,10 @@ TOOL_PATH = "/usr/local/bin/gibil-runtime"
 LOCAL_TOOL_PATH = "/opt/gibil/bin/gibil-runtime"
 """The tool's path on local machines, whose /usr is the host's."""
 
-USED_SCRIPT = "find /usr/local/bin -maxdepth 1 -lname '/opt/gibil/*' -printf '%l\\n' | cut -d / -f 4 | sort -u | head -n 30"
-"""Prints the names of the trees that programs of a machine are links to: `node-22.1.0`."""
+USED_SCRIPT = "tail -n 30 /opt/gibil/.used"
+"""Prints the names of the trees that a machine uses: `node-22.1.0`."""
 
-_PARTS = ("gibil_runtime", "runtime_node", "runtime_python", "runtime_go", "runtime_java", "runtime_end")
+_PARTS = ("gibil_runtime", "runtime_node", "runtime_python", "runtime_debian", "runtime_go", "runtime_java", "runtime_end")
 
 
 def runtime_tool() -> str:

@@ -116,7 +116,7 @@ def store_of(data_dir: Path) -> RuntimeStore:
 def missing(store: RuntimeStore, trees: Iterable[str]) -> list[tuple[str, str]]:
     """Return the name and version of those trees that should be stored; mark the stored ones as used. Blocking.
 
-    `trees`: what programs of a run's machine are links to, `node-22.1.0`. The machine chose the names.
+    `trees`: what a run's machine uses, `node-22.1.0`. The machine chose the names.
     """
     found = []
     for tree in trees:
