@@ -139,7 +139,11 @@ MIRRORS = (
 )
 """What GIBIL_MIRRORS can replace: package registries, and from `nodejs` on the publishers of languages."""
 
-STORED_RUNTIMES = ("node", "npm", "pnpm", "yarn", "bun", "bats", "go", "java", "maven", "gradle", "uv")
+# fmt: off
+STORED_RUNTIMES = (
+    "python", "node", "npm", "pnpm", "yarn", "bun", "deno", "bats", "go", "rust", "java", "maven", "gradle", "composer", "uv",
+)
+# fmt: on
 """What GIBIL_RUNTIMES can list: each is one tree. The others belong to the distribution or to a Python of the host."""
 
 _RUNTIME_VERSION = re.compile(r"[0-9][0-9A-Za-z.-]{0,39}", re.ASCII)

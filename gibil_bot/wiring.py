@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from gibil_bot.github.api.user_pull_requests import PullRequests
     from gibil_bot.planning.services import ServiceCapabilities
     from gibil_bot.runs.caches import Caches
+    from gibil_bot.providers.local.runtime_fill import BackgroundFill
+    from gibil_bot.providers.local.runtime_store import RuntimeStore
     from gibil_bot.runs.context import Policy
     from gibil_bot.runs.local_checkout import Limits
     from gibil_bot.runs.prepared import PreparedMachines
@@ -166,6 +168,43 @@ async def store_runtimes(settings: Settings, factory: MachineFactory) -> AsyncIt
         await factory.provider.probe()
 
 
+def open_filling(settings: Settings, factory: MachineFactory, owner: str) -> BackgroundFill | None:
+    """Return what stores the runtimes that runs had to install; None if the provider's machines don't share any."""
+    if settings.provider != "local":
+        return None
+    from gibil_bot.providers.local.runtime_fill import BackgroundFill, store_of
+
+    return BackgroundFill(factory, store_of(settings.data_dir), owner, settings.egress)
+
+
+async def store_missing_runtimes(settings: Settings, trees: tuple[str, ...]) -> list[str]:
+    """Store what is missing of a run's runtimes; return what was stored. A failure is only logged."""
+    from gibil_bot.providers.local.runtime_fill import store_missing, store_of
+
+    factory = open_factory(settings)
+    try:
+        owner = await asyncio.to_thread(factory.keyring.machine_owner)
+        return await store_missing(factory, store_of(settings.data_dir), trees, owner, settings.egress)
+    finally:
+        await factory.close()
+
+
+def missing_runtimes(settings: Settings, trees: tuple[str, ...]) -> bool:
+    """Return whether some of a run's runtimes should be stored; mark the stored ones as used."""
+    from gibil_bot.providers.local.runtime_fill import missing, store_of
+
+    return settings.provider == "local" and bool(missing(store_of(settings.data_dir), trees))
+
+
+def open_runtimes(settings: Settings) -> RuntimeStore | None:
+    """Return the store of runtimes; None if the provider's machines don't share any."""
+    if settings.provider != "local":
+        return None
+    from gibil_bot.providers.local.runtime_fill import store_of
+
+    return store_of(settings.data_dir)
+
+
 async def _keep_runtimes(settings: Settings, factory: MachineFactory) -> None:
     """Store the runtimes of GIBIL_RUNTIMES, and retry failures every hour."""
     while True:
@@ -273,6 +312,7 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
         stack.push_async_callback(factory.close)
         owner = factory.keyring.machine_owner()
         logs = settings.data_dir / "logs"
+        filling = open_filling(settings, factory, owner)
         tools = Tools(
             runs=store.runs,
             factory=factory,
@@ -287,6 +327,7 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
             max_logs_bytes=settings.max_run_logs_bytes,
             prepared=open_prepared(settings, factory.provider),
             caches=open_caches(settings),
+            on_runtimes=filling.want if filling is not None else None,
         )
         policy = intake_policy(settings, factory.keyring)
         reaper = Reaper(store, factory, github, owner, logs, settings.max_logs_bytes, tools.prepared)
@@ -299,6 +340,8 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
         }
         if settings.provider == "local" and settings.runtimes:
             parts["runtimes"] = functools.partial(_keep_runtimes, settings, factory)
+        if filling is not None:
+            parts["missing runtimes"] = filling.run
         bot.parts = {name: asyncio.create_task(_supervise(name, part), name=name) for name, part in parts.items()}
         preparing = asyncio.create_task(prepare(factory.provider, log.info))
         try:

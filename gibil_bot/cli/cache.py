@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gibil_bot.cli.cache_runtimes import runtimes
 from gibil_bot.cli.machine import provider_option, run_async, settings_of, table
 from gibil_bot.cli.output import Paint, json_option, print_json, print_message, print_text
 from gibil_bot.errors import UsageError
@@ -128,3 +129,6 @@ async def _clear(repository: str | None, provider: str | None, as_json: bool) ->
         size_mb = sum(entry.size_mb for entry in gone) + sum(entry.size_bytes for entry in caches) // 1024**2
         print_message(f"deleted {count(len(gone), 'prepared machine')} and {count(len(caches), 'cache')}, {size_mb} MB")
     return 0
+
+
+cache.add_command(runtimes)

@@ -68,6 +68,7 @@ async def _try(settings: Settings, path: Path, workflow: str, inputs: dict[str, 
 
 
 async def _run(settings: Settings, checkout: Checkout, workflow: str, inputs: dict[str, str], as_json: bool) -> int:
+    from gibil_bot.cli.runtime_fill import start
     from gibil_bot.machines.validation import check_room
     from gibil_bot.runs import local_checkout
     from gibil_bot.runs.memory import MemoryRuns
@@ -79,6 +80,7 @@ async def _run(settings: Settings, checkout: Checkout, workflow: str, inputs: di
     factory = open_factory(settings)
     terminal = Terminal(plan)
     runs = MemoryRuns()
+    runtimes: list[str] = []
     with tempfile.TemporaryDirectory(prefix="gibil-try-") as scratch:
         try:
             owner = factory.keyring.machine_owner()
@@ -102,6 +104,7 @@ async def _run(settings: Settings, checkout: Checkout, workflow: str, inputs: di
                 prepared=open_prepared(settings, factory.provider),
                 caches=open_caches(settings),
                 local_checkout=checkout.identity,
+                on_runtimes=runtimes.extend,
             )
             runner = Runner(tools, claim)
             asyncio.get_running_loop().add_signal_handler(signal.SIGINT, runner.cancel, "interrupted")
@@ -113,6 +116,7 @@ async def _run(settings: Settings, checkout: Checkout, workflow: str, inputs: di
         finally:
             await factory.close()
     terminal.close(run, results)
+    start(settings, tuple(runtimes))
     if as_json:
         from gibil_bot.views import detected_view, run_view
 

@@ -47,6 +47,7 @@ from gibil_bot.runs.project_reader import read_project
 from gibil_bot.runs.redact import Redactor
 from gibil_bot.runs.sources import SourceError, SourceTransfer, address_of
 from gibil_bot.scripts.prepared import begin_script
+from gibil_bot.scripts.runtimes import USED_SCRIPT
 
 log = logging.getLogger("gibil.runner")
 T = TypeVar("T")
@@ -55,6 +56,7 @@ PUBLISH_EVERY_S = 5.0
 QUEUED_SHOWN_S = 2.0
 """Minimum time for which a check run is shown as queued: a run that ends sooner needs no update in between."""
 DETECT_TIMEOUT_S = 60.0
+RUNTIMES_TIMEOUT_S = 5.0
 MACHINES_PER_RUN = 2
 """The first machine, and a second one if the first was lost and the tasks didn't cause that."""
 
@@ -82,6 +84,8 @@ class Tools:
     """None: every run prepares its machine itself."""
     caches: Caches | None = None
     """None: no files are kept for later runs."""
+    on_runtimes: Callable[[tuple[str, ...]], None] | None = None
+    """Called after a trusted run with the trees of `gibil-runtime` that its machine used. Neither waits nor raises."""
     local_checkout: str | None = None
     """The path of the checkout, if runs are of one on this computer and not of a repository on GitHub."""
     fingerprint_key: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
@@ -110,6 +114,7 @@ class Runner:
         self._cancellation_shown = False
         self._secret_values: dict[str, str] = {}
         self._preparation: Preparation | None = None
+        self._runtimes: tuple[str, ...] = ()
 
     def cancel(self, reason: str) -> None:
         self._cancellation.request(reason)
@@ -131,6 +136,8 @@ class Runner:
         if self._cancellation_shown:
             conclusion = Conclusion.CANCELLED  # even if something failed while the run was being stopped
         await self._finish(conclusion)
+        if self._runtimes and self._tools.on_runtimes is not None:
+            self._tools.on_runtimes(self._runtimes)
         return conclusion
 
     # --- the work ---
@@ -269,6 +276,7 @@ class Runner:
             if caches is not None and conclusion is Conclusion.SUCCESS:
                 with contextlib.suppress(_Cancelled):
                     await self._unless_cancelled(self._save_caches(shell, caches))
+            await self._read_runtimes(shell)
             return conclusion
         except MachineLost:
             if machine is not None and now() >= machine.expires_at:
@@ -287,6 +295,14 @@ class Runner:
                 await asyncio.shield(_ignore_errors(shell.close()))
             if not keep_machine:
                 await asyncio.shield(self._destroy(name))
+
+    async def _read_runtimes(self, shell: Shell) -> None:
+        """Read which runtimes the machine used: a hint of what to store, from the code of a trusted run."""
+        if self._tools.on_runtimes is None or self._run.source.trust is not Trust.TRUSTED or self._cancellation.reason:
+            return
+        with contextlib.suppress(GibilError, TimeoutError):
+            done = await shell.run(USED_SCRIPT, timeout_s=RUNTIMES_TIMEOUT_S, most_bytes=4096)
+            self._runtimes = tuple(done.stdout.decode("ascii", "replace").split()) if done.exit_status == 0 else ()
 
     async def _cause(self, name: str, machine: Machine | None, since: datetime) -> str | None:
         """Return how a task ended the machine since then; None if the machine expired."""

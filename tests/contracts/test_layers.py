@@ -20,7 +20,9 @@ from gibil_bot.providers.local.fork_server import FIRST_UID
 from gibil_bot.providers.local.layers import IN_USE, MOST_LAYERS
 from gibil_bot.providers.local.provider import LocalProvider
 from gibil_bot.providers.local.spawn import IDS
+from gibil_bot.providers.local.runtime_store import RuntimeStore
 from tests.doubles.machines import LocalLodging, alive, end_daemon, local_lodging, processes_with, shared_folder, until
+from tests.unit.test_runtime_store import GOOD, archive
 
 pytestmark = pytest.mark.usefixtures("local_machines")
 
@@ -132,6 +134,25 @@ async def test_a_machine_has_the_user_ids_of_its_layer_if_they_are_free(lodging:
     assert first_uid("same") == made_with or _is_taken(made_with), "another daemon of this host may have taken it"
     assert first_uid("other") != made_with
     assert await output(lodging, other, "stat -c %u:%g /root /etc/hosts") == "0:0\n0:0\n"
+
+
+async def test_a_layer_outlives_new_runtimes_but_not_those_that_its_machine_had(lodging: LocalLodging) -> None:
+    store = RuntimeStore(lodging.paths.local / "runtimes")
+    await saved(lodging, 1, "echo plain > /root/file")
+    await asyncio.to_thread(store.add, "node-22.1.0", archive(dict(GOOD)))
+    machine = await start(lodging, "next", 1)
+    assert await output(lodging, machine, "cat /root/file; ls /opt/gibil/node-22.1.0/bin") == "plain\nnode\n"
+    await output(lodging, machine, "ln -s /opt/gibil/node-22.1.0/bin/node /usr/local/bin/node")
+    await provider_of(lodging).save_layer("next", layer_id(2))
+    machine = await start(lodging, "third", 2)
+    assert await output(lodging, machine, "node; cat /root/file") == "plain\n"
+    await asyncio.to_thread(store.clear)
+    assert await output(lodging, machine, "node; cat /root/file") == "plain\n"  # as long as it exists
+    await lodging.provider.destroy("third")
+    with pytest.raises(ProviderError, match=r"no longer stored|doesn't exist") as raised:
+        await start(lodging, "fourth", 2)
+    assert raised.value.code == LAYER_GONE
+    assert await output(lodging, await start(lodging, "fifth", 1), "cat /root/file") == "plain\n"
 
 
 async def test_a_layer_is_based_on_a_layer(lodging: LocalLodging) -> None:

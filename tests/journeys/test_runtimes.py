@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -21,15 +22,16 @@ import asyncssh
 import pytest
 
 from gibil_bot.errors import ProviderError
-from gibil_bot.model import Machine
+from gibil_bot.model import Machine, Trust
 from gibil_bot.providers.keyring import Keyring
 from gibil_bot.providers.lifecycle import MachineFactory
-from gibil_bot.providers.local.runtime_fill import fill, store_of
+from gibil_bot.providers.local.runtime_fill import fill, store_missing, store_of
 from gibil_bot.scripts.runtimes import TOOL_PATH, runtime_tool
 from gibil_bot.scripts.task_script import set_up_script
 from gibil_bot.ssh import client
 from tests.doubles.machines import Lodging, local_lodging, shared_folder
 from tests.doubles.tools import needs
+from tests.doubles.workshop import workshop
 
 pytestmark = [pytest.mark.usefixtures("local_machines"), needs("curl")]
 
@@ -278,3 +280,28 @@ async def test_a_stored_runtime_is_on_new_machines_and_no_machine_can_change_it(
             assert str(done.stdout).splitlines() == ["gibil: node 0.99.1 (/usr/local/bin/node)", "v0.99.1"]
         stored = tmp_path / "data/local/runtimes/node-0.99.1/tree/bin/node"
         assert "evil" not in stored.read_text()
+
+
+async def test_what_a_run_had_to_install_is_stored_for_later_runs_from_the_publisher(tmp_path: Path) -> None:
+    publish_node(tmp_path / "node", "0.99.1")
+    found: list[tuple[str, ...]] = []
+    install = "/opt/gibil/bin/gibil-runtime node 0.99; printf '#!/bin/sh\\necho evil' >/opt/gibil/node-0.99.1/bin/node"
+    with serving(tmp_path) as port:
+        allow, mirrors = (f"127.0.0.1:{port}",), {"nodejs": f"http://127.0.0.1:{port}/node"}
+        async with workshop(tmp_path / "shop") as shop:
+            factory = dataclasses.replace(shop.tools.factory, mirrors=mirrors)
+            shop.tools = dataclasses.replace(shop.tools, factory=factory, egress=allow, on_runtimes=found.append)
+            first = await shop.run(install=install, test="node --version")
+            assert first.output == ["evil"]
+            assert found == [("node-0.99.1",)]
+            await shop.run(install=install, test="true", trust=Trust.UNTRUSTED, number=2)
+            assert len(found) == 1, "only trusted runs decide what is stored"
+            store = store_of(shop.data_dir)
+            stored = [await store_missing(factory, store, found[0], "tests", allow) for _ in range(2)]
+            assert stored == [["node-0.99.1"], []]
+            (tmp_path / "node").rename(tmp_path / "gone")
+            prepared = await shop.run(install=install, test="node --version")
+            assert prepared.statuses == ["skipped", "success"], "a new runtime doesn't cost the prepared machines"
+            script = "/opt/gibil/bin/gibil-runtime node 0.99"
+            again = await shop.run(install=script, test="node --version", repository_id=8)
+            assert again.output == ["v0.99.1"]

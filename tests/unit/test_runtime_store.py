@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
+import signal
 import tarfile
 import threading
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
-from gibil_bot.providers.local.runtime_store import InvalidTree, RuntimeStore
+from gibil_bot.providers.local.runtime_fill import missing
+from gibil_bot.providers.local.runtime_store import NO_TREES, RETRY_S, InvalidTree, RuntimeStore, RuntimeTrees
 
 GOOD = {"node-22.1.0": None, "node-22.1.0/.gibil": "bin node\n", "node-22.1.0/bin": None, "node-22.1.0/bin/node": "#!/bin/sh\n"}
 
@@ -145,3 +149,94 @@ def test_the_least_recently_requested_entry_is_deleted_above_the_limit(tmp_path:
     store.request("node", "20")
     store.add("go-1.24.0", archive(renamed("go-1.24.0", size=150_000)))
     assert [entry.name for entry in store.entries()] == ["go-1.24.0", "node-20.1.0"]
+
+
+def hold(folder: Path, connection: Connection) -> None:
+    """Begin to add a version of node, in a process that is killed meanwhile."""
+    store = RuntimeStore(folder)
+    with store.filling("node") as locked:
+        (folder / ".node-22.1.0.half/tree").mkdir(parents=True)
+        connection.send(locked)
+        connection.recv()
+
+
+def test_one_process_at_a_time_adds_a_runtime_and_a_killed_one_leaves_nothing(tmp_path: Path) -> None:
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=hold, args=(tmp_path / "runtimes", theirs))
+    process.start()
+    assert ours.recv() is True
+    store = RuntimeStore(tmp_path / "runtimes")
+    with store.filling("node") as locked, store.filling("go") as other:
+        assert (locked, other) == (False, True)
+    assert (tmp_path / "runtimes/.node-22.1.0.half").exists()
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with store.filling("node") as locked:
+        assert locked
+        assert not (tmp_path / "runtimes/.node-22.1.0.half").exists()
+    assert store.entries() == ()
+
+
+def linked(trees: RuntimeTrees, local: Path) -> list[str]:
+    found = trees.link()
+    return sorted(path.name for path in (local / found.folder / "opt/gibil").iterdir()) if found.folder else []
+
+
+def test_the_trees_are_read_again_only_when_the_store_has_changed(tmp_path: Path) -> None:
+    store, trees = RuntimeStore(tmp_path / "runtimes"), RuntimeTrees(RuntimeStore(tmp_path / "runtimes"))
+    assert trees.unchanged() is None
+    assert trees.link() == NO_TREES == trees.unchanged()
+    store.add("node-22.1.0", archive(dict(GOOD)))
+    assert trees.unchanged() is None
+    assert linked(trees, tmp_path) == ["node-22.1.0"]
+    assert trees.unchanged() is None, "the folder changed a moment ago, so it may change again at the same time"
+    os.utime(tmp_path / "runtimes", (1, 1))
+    first = trees.link()
+    assert trees.unchanged() == first
+    store.request("node", "22")
+    assert trees.unchanged() == first
+    store.add("go-1.24.0", archive(renamed("go-1.24.0")))
+    assert trees.unchanged() is None
+    assert linked(trees, tmp_path) == ["go-1.24.0", "node-22.1.0"]
+    assert trees.link().entries > first.entries
+
+
+def test_a_damaged_entry_is_not_among_the_trees(tmp_path: Path) -> None:
+    store = RuntimeStore(tmp_path / "runtimes")
+    store.add("node-22.1.0", archive(dict(GOOD)))
+    store.add("go-1.24.0", archive(renamed("go-1.24.0")))
+    (tmp_path / "runtimes/node-22.1.0/tree/bin/node").write_text("#!/bin/no\n")
+    assert linked(RuntimeTrees(store), tmp_path) == ["go-1.24.0"]
+    (tmp_path / "runtimes/go-1.24.0/manifest.json").write_text("{")
+    assert linked(RuntimeTrees(store), tmp_path) == []
+    assert not list(tmp_path.glob(".runtimes-*"))
+
+
+def test_what_is_stored_can_be_listed_and_cleared(tmp_path: Path) -> None:
+    store = RuntimeStore(tmp_path / "runtimes")
+    assert store.usages() == store.clear() == []
+    for name in ("node-22.1.0", "go-1.24.0"):
+        store.add(name, archive(renamed(name)))
+        os.utime(tmp_path / "runtimes" / name, (1, 1))
+    store.request("go", "1.24")
+    assert [each.name for each in store.usages()] == ["go-1.24.0", "node-22.1.0"]
+    assert [each.name for each in store.clear()] == ["go-1.24.0", "node-22.1.0"]
+    assert store.entries() == ()
+
+
+def test_only_what_is_missing_is_stored_and_a_failure_is_not_repeated_at_once(tmp_path: Path) -> None:
+    store = RuntimeStore(tmp_path / "runtimes")
+    store.add("node-22.1.0", archive(dict(GOOD)))
+    names = ["node-22.1.0", "go-1.24.3", "tools", "cobol-1", "../x-1", "go-1;id", "java-21", *(f"go-1.{n}" for n in range(20))]
+    found = missing(store, names)
+    assert found[:2] == [("go", "1.24.3"), ("java", "21")]
+    assert len(found) == 8
+    store.note_failure("go", "1.24.3")
+    assert missing(store, ["go-1.24.3"]) == []
+    failure = tmp_path / "runtimes/.failed-go-1.24.3"
+    old = failure.stat().st_mtime - RETRY_S - 1
+    os.utime(failure, (old, old))
+    assert missing(store, ["go-1.24.3"]) == [("go", "1.24.3")]
+    store.note_failure("java", "21")
+    assert not failure.exists()

@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gibil_bot.providers.local.rmtree import remove_tree
-from gibil_bot.providers.local.runtime_store import Entry, RuntimeStore
 from gibil_bot.scripts.runtimes import LOCAL_TOOL_PATH, runtime_tool
 from gibil_bot.scripts.templates import text as script_text
 from gibil_bot.scripts.tool_settings import tool_files
 
-FORMAT = 5
+FORMAT = 6
 """Increased whenever the content that is built here changes."""
 
 # fmt: off
@@ -148,8 +147,6 @@ class ToolSettings(NamedTuple):
 
     ca_bundle: str = ""
     mirrors: tuple[tuple[str, str], ...] = ()
-    runtimes: tuple[Entry, ...] = ()
-    """Those that machines have from the beginning."""
 
 
 NO_SETTINGS = ToolSettings()
@@ -194,8 +191,6 @@ def build(folder: Path, privilege: str, layout: Layout, settings: ToolSettings =
         (root / "var/lib/dpkg" / lock).unlink(missing_ok=True)
     _write_etc(root / "etc", privilege)
     _configure_tools(root, settings)
-    (root / "opt/gibil").mkdir()
-    RuntimeStore(folder.parent / "runtimes").populate(root / "opt/gibil", settings.runtimes)
     tool = root / LOCAL_TOOL_PATH[1:]
     tool.parent.mkdir(parents=True, exist_ok=True)
     tool.write_text(runtime_tool())

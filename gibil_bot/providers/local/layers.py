@@ -53,6 +53,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Number of layers from this one down."""
     base_tree: str
     """Name of the base tree that it is based on."""
+    runtimes: tuple[str, ...]
+    """The stored runtimes that its machine had: links in the layer may lead to them."""
     privilege: str
     base: int
     """First host uid of its owners, with privilege `root`."""
@@ -127,14 +129,19 @@ class LayerStore:
         if parent is not None and parent in self._layers and self._layers[parent].depth >= MOST_LAYERS:
             raise UsageError(f"the machine is based on {MOST_LAYERS} layers, which is the most; start from a plain machine")
 
-    def use(self, machine: str, layer_id: str, base_tree: str) -> tuple[str, ...]:
-        """Return the layers below a machine, uppermost first, which aren't deleted until `release`. Raises ProviderError."""
+    def use(self, machine: str, layer_id: str, base_tree: str, runtimes: frozenset[str] = frozenset()) -> tuple[str, ...]:
+        """Return the layers below a machine, uppermost first, which aren't deleted until `release`. Raises ProviderError.
+
+        `runtimes`: the stored runtimes that the machine has.
+        """
         chain: list[Manifest] = []
         at: str | None = layer_id
         while at is not None:
             layer = self._layers.get(at)
             if layer is None or (layer.base_tree, layer.privilege) != (base_tree, self._privilege):
                 raise gone(layer_id, "it doesn't exist" if layer is None else "the host's packages have changed since")
+            if not runtimes.issuperset(layer.runtimes):
+                raise gone(layer_id, "a runtime that it may use is no longer stored")
             chain.append(layer)
             at = layer.parent
         self._users[machine] = frozenset(layer.id for layer in chain)
@@ -158,11 +165,19 @@ class LayerStore:
             raise
         return opened
 
-    def adopt(self, layer_id: str, machine: Path, disk: Image | int, parent: str | None, base_tree: str) -> LayerInfo:
+    def adopt(
+        self,
+        layer_id: str,
+        machine: Path,
+        disk: Image | int,
+        parent: str | None,
+        base_tree: str,
+        runtimes: frozenset[str] = frozenset(),
+    ) -> LayerInfo:
         """Move the disk of an ended machine to a new layer, which `seal` makes permanent. Blocking. Raises OSError.
 
         `machine` is its folder. `disk`: its mounted image, which the store closes from now on; or the size in MB of its folder
-        `disk`.
+        `disk`. `runtimes`: the stored runtimes that the machine had.
         """
         image = disk if isinstance(disk, Image) else None
         draft = self._paths.layers / f".{layer_id}.{os.getpid()}"
@@ -190,6 +205,7 @@ class LayerStore:
             parent=parent,
             depth=1 if parent is None else self._layers[parent].depth + 1,
             base_tree=base_tree,
+            runtimes=tuple(sorted(runtimes)),
             privilege=self._privilege,
             base=owner.st_uid if self._privilege == "root" else 0,
             image=image is not None,
@@ -274,6 +290,11 @@ class LayerStore:
         """Return the layers that are based on none of these base trees, uppermost first. No machine can start from them."""
         valid = set(base_trees)
         found = [layer for layer in self._layers.values() if layer.base_tree not in valid]
+        return [layer.id for layer in sorted(found, key=lambda layer: -layer.depth)]
+
+    def without_runtimes(self, stored: frozenset[str]) -> list[str]:
+        """Return the layers whose machines had a runtime that isn't stored any more, uppermost first."""
+        found = [layer for layer in self._layers.values() if not stored.issuperset(layer.runtimes)]
         return [layer.id for layer in sorted(found, key=lambda layer: -layer.depth)]
 
     def close(self) -> None:

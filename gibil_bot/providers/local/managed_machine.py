@@ -36,6 +36,7 @@ from gibil_bot.providers.local.paths import LocalPaths, await_dead_machine, clea
 from gibil_bot.providers.local.proc_views import Views
 from gibil_bot.providers.local.relay import forward
 from gibil_bot.providers.local.route import PROXY
+from gibil_bot.providers.local.runtime_store import NO_TREES, SharedTrees
 from gibil_bot.providers.local.usage_poller import (
     Memory,
     count_tasks,
@@ -102,6 +103,7 @@ class ManagedMachine:
         """`chain`: the layers below it, uppermost first."""
         self._context, self.spec, self._limits, self._on_lost = context, spec, limits, on_lost
         self._chain = chain
+        self._runtimes = NO_TREES
         self._destroying = False
         self._number: int | None = None
         self._init_pid = 0
@@ -154,8 +156,11 @@ class ManagedMachine:
         """Size of its disk, if that is an image."""
         return self._limits.disk_mb if self._image is not None else None
 
-    async def create(self, base_tree: str, layout: Layout, expires_at: datetime, created_at: datetime) -> Machine:
+    async def create(
+        self, base_tree: str, layout: Layout, expires_at: datetime, created_at: datetime, runtimes: SharedTrees = NO_TREES
+    ) -> Machine:
         """Create the machine; after an error nothing of it is left. Raises SpawnFailed, ProviderError."""
+        self._runtimes = runtimes
         try:
             self.machine = await self._create(base_tree, layout, created_at, expires_at)
         except BaseException:
@@ -186,6 +191,7 @@ class ManagedMachine:
             "allowed": allowed_networks(spec.egress_allow),
             "base": 0,
             "layers": [],
+            "runtimes": self._runtimes.folder,
         }
         self._make_folder()
         if not self._limits.disk_in_memory:
@@ -285,7 +291,9 @@ class ManagedMachine:
             raise ProviderError(
                 f"machine {self.spec.name}: its processes don't end; destroy it: gibil destroy {self.spec.name}"
             )
-        info = self._context.layers.adopt(layer_id, self.folder, self._image or size_mb, self.spec.layer, base_tree)
+        info = self._context.layers.adopt(
+            layer_id, self.folder, self._image or size_mb, self.spec.layer, base_tree, self._runtimes.entries
+        )
         self._image = None
         return info
 

@@ -60,6 +60,8 @@ class SpawnRequest(TypedDict):
     """The first host uid of the machine's range, with privilege `root` only."""
     layers: list[LayerRequest]
     """Uppermost first."""
+    runtimes: str
+    """Name of the folder with the stored runtimes in the local folder; empty if there are none."""
 
 
 class Stage:
@@ -71,7 +73,12 @@ class Stage:
 def mount_points(folder: str, overlays: int, layers: int = 0) -> None:
     """Create the mount points in memory, because creating and removing directories on a busy disk takes milliseconds each."""
     sc.mount("mnt", f"{folder}/mnt", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=711,size=64k")
-    for name in ("root", *(str(number) for number in range(overlays)), *(f"layer{number}" for number in range(layers))):
+    for name in (
+        "root",
+        "runtimes",
+        *(str(number) for number in range(overlays)),
+        *(f"layer{number}" for number in range(layers)),
+    ):
         os.mkdir(f"{folder}/mnt/{name}", 0o711)
 
 
@@ -93,8 +100,10 @@ def mount_overlays(request: SpawnRequest, *, has_route: bool) -> None:
     base_tree = request["base_tree"]
     as_root = request["privilege"] == "root"
     root = f"{folder}/mnt/root"
-    lower = f"{folder}/mnt/0" if as_root else f"{base_tree}/root"
-    _overlay(folder, 0, ":".join((*_layers(request, 0), lower)), root)
+    lowest = [f"{folder}/mnt/0" if as_root else f"{base_tree}/root"]
+    if request["runtimes"]:
+        lowest.append(f"{folder}/mnt/runtimes" if as_root else request["runtimes"])
+    _overlay(folder, 0, ":".join((*_layers(request, 0), *lowest)), root)
     for number, (path, optional) in enumerate(request["pieces"], start=1):
         lower = f"{folder}/mnt/{number}" if as_root else f"{base_tree}/trees{path}:{_escaped(path)}"
         try:

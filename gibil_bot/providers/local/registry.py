@@ -30,7 +30,7 @@ from gibil_bot.providers.local.limits import NO_ROOM, Groups, Limits, find_hiera
 from gibil_bot.providers.local.managed_machine import MachineContext, ManagedMachine, load_ssh_server
 from gibil_bot.providers.local.paths import LocalPaths, clear_dead_machine, groups_prefix, own_privilege
 from gibil_bot.providers.local.rmtree import remove_tree
-from gibil_bot.providers.local.runtime_store import RuntimeStore
+from gibil_bot.providers.local.runtime_store import FILLING, RuntimeStore, RuntimeTrees, SharedTrees
 from gibil_bot.providers.local.trash import BackgroundDeletion, waiting
 
 _APT = Path("/usr/bin/apt-get").exists()
@@ -66,11 +66,13 @@ class MachineRegistry:
         self._machines: dict[str, ManagedMachine] = {}
         self._base_trees: dict[str, str] = {}
         """machine → name of its base tree"""
+        self._runtime_trees: dict[str, SharedTrees] = {}
+        """machine → the stored runtimes that it has"""
         self._locks: dict[str, asyncio.Lock] = {}
         self._waiting: dict[str, int] = {}
         self._base_tree_lock = asyncio.Lock()
         self._last_settings = base_tree.NO_SETTINGS
-        self._runtimes = RuntimeStore(paths.local / "runtimes")
+        self._runtimes = RuntimeTrees(RuntimeStore(paths.local / "runtimes"))
         self._expiries: dict[str, tuple[Expiry, asyncio.TimerHandle | None]] = {}
         self._destroying: set[asyncio.Task[bool]] = set()
         link.attend(self._fork_server_lost)
@@ -127,8 +129,8 @@ class MachineRegistry:
             limits = limits_of(spec)
             layout = base_tree.survey(self._privilege)
             try:
-                runtimes = await asyncio.to_thread(self._runtimes.entries)
-                base = await self._base_tree(layout, self._tool_settings(spec)._replace(runtimes=runtimes))
+                base = await self._base_tree(layout, self._tool_settings(spec))
+                runtimes = self._runtimes.unchanged() or await self._link_runtimes()
             except OSError as error:
                 raise ProviderError(
                     f"cannot build the base tree of machines in {self._paths.local}: {error.strerror or error}; "
@@ -147,15 +149,18 @@ class MachineRegistry:
             if self._is_short_of_space():
                 await self._deletion.wait(_DELETION_S)
                 await self._delete_unused_layers(spec.layer)
+            await self._end_filling(limits)
             self._check_room(spec.name, limits)
             forget_cause(self._paths, spec.name)
             self._unwritten_causes.pop(spec.name, None)
-            chain = self._layers.use(spec.name, spec.layer, base) if spec.layer is not None else ()
+            chain = self._layers.use(spec.name, spec.layer, base, runtimes.entries) if spec.layer is not None else ()
             managed = self._machines[spec.name] = ManagedMachine(context, spec, limits, self._lost, chain)
             self._base_trees[spec.name] = base
+            self._runtime_trees[spec.name] = runtimes
             created_at = datetime.now(UTC)
             try:
-                machine = await managed.create(base, layout, created_at + timedelta(seconds=spec.ttl_s), created_at)
+                expires_at = created_at + timedelta(seconds=spec.ttl_s)
+                machine = await managed.create(base, layout, expires_at, created_at, runtimes)
             except SpawnFailed as failed:
                 self._forget(spec.name)
                 raise explain(failed, self._privilege, str(self._paths.data_dir)) from failed
@@ -250,6 +255,13 @@ class MachineRegistry:
             if name in self._machines or await asyncio.to_thread(write_cause, self._paths, name, cause):
                 self._unwritten_causes.pop(name, None)
         return emptied
+
+    async def _end_filling(self, limits: Limits) -> None:
+        """Destroy the machines that fill the store of runtimes, if another one needs their memory."""
+        promised = sum(managed.memory_mb for managed in self._machines.values())
+        if promised + limits.memory_mb > self._host_memory_mb:
+            for name in [name for name in self._machines if name.startswith(FILLING)]:
+                await self.destroy(name)
 
     def _check_room(self, name: str, limits: Limits) -> None:
         """Raises ProviderError with code NO_ROOM if the host lacks memory or disk space for another machine."""
@@ -456,12 +468,23 @@ class MachineRegistry:
                 if not folder.is_dir():
                     await asyncio.to_thread(base_tree.build, folder, self._privilege, layout, settings)
                     needed = {name, *self._base_trees.values()}
-                    await asyncio.to_thread(self._remove_base_trees, needed)
+                    await asyncio.to_thread(self._remove_others, "skeleton", needed)
                     await self._drop(self._layers.outdated(needed))
         return name
 
-    def _remove_base_trees(self, needed: set[str]) -> None:
-        for folder in (*self._paths.local.glob("skeleton-*"), *self._paths.local.glob(".skeleton-*")):
+    async def _link_runtimes(self) -> SharedTrees:
+        """Return the stored runtimes for a machine, after the store has changed."""
+        async with self._base_tree_lock:
+            if (trees := self._runtimes.unchanged()) is not None:
+                return trees
+            trees = await asyncio.to_thread(self._runtimes.link)
+            needed = {trees.folder, *(each.folder for each in self._runtime_trees.values())}
+            await asyncio.to_thread(self._remove_others, "runtimes", needed)
+            await self._drop(self._layers.without_runtimes(trees.entries))
+            return trees
+
+    def _remove_others(self, kind: str, needed: set[str]) -> None:
+        for folder in (*self._paths.local.glob(f"{kind}-*"), *self._paths.local.glob(f".{kind}-*")):
             if folder.name not in needed:
                 remove_tree(folder)
 
@@ -494,6 +517,7 @@ class MachineRegistry:
         self._machines.pop(name, None)
         self._layers.release(name)
         self._base_trees.pop(name, None)
+        self._runtime_trees.pop(name, None)
         _expiry, handle = self._expiries.pop(name, (None, None))
         if handle:
             handle.cancel()

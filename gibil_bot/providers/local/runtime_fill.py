@@ -1,24 +1,36 @@
-"""Filling the store of runtimes from a machine that runs nothing but `gibil-runtime`."""
+"""Filling the store of runtimes from machines that run nothing but `gibil-runtime`.
+
+What a run installed is only a hint: the same version is obtained again, by a machine that has never run a project's code.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import re
 import secrets
 import shlex
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from gibil_bot.config import STORED_RUNTIMES
-from gibil_bot.errors import ProviderError
+from gibil_bot.errors import GibilError, ProviderError
 from gibil_bot.model import MachinePlan
 from gibil_bot.providers.lifecycle import MachineFactory
-from gibil_bot.providers.local.runtime_store import ENTRY_BYTES, InvalidTree, RuntimeStore
+from gibil_bot.providers.local.runtime_store import ENTRY_BYTES, FILLING, InvalidTree, RuntimeStore
 from gibil_bot.scripts.runtimes import LOCAL_TOOL_PATH
+
+log = logging.getLogger("gibil.runtimes")
 
 _INSTALL_S = 900.0
 _COPY_S = 300.0
+_MEMORY_MB = 1024
 _VERSION = re.compile(r"([0-9][0-9A-Za-z.-]{0,39})?", re.ASCII)
+_TREE = re.compile(r"([a-z][a-z-]*)-([0-9][0-9A-Za-z.-]{0,39})", re.ASCII)
+MOST_WAITING = 8
+"""Runtimes that wait for being stored; others are stored after a later run."""
 
 # The newest tree.
 _NAME_OF_TREE = "cd /opt/gibil && ls -td {name}-[0-9]* 2>/dev/null | head -n 1"
@@ -29,17 +41,36 @@ async def fill(
 ) -> str | None:
     """Store a runtime unless a stored one satisfies; return the entry's name, or None for what isn't installed as one tree.
 
-    None also if the host's own program satisfies. Raises ProviderError if it can't be obtained, with the sentence of
-    `gibil-runtime`, and what creating a machine raises.
+    None also if the host's own program satisfies. Takes 20 minutes and 2 GiB at most. Raises ProviderError if it can't be
+    obtained, with the sentence of `gibil-runtime`, or if another process is storing a version of it, and what creating a
+    machine raises.
     """
     if name not in STORED_RUNTIMES or not _VERSION.fullmatch(version):
         return None
     if found := await asyncio.to_thread(store.request, name, version):
         return found
-    machine = f"runtime-{secrets.token_hex(5)}"
+    async with contextlib.AsyncExitStack() as stack:
+        locked = store.filling(name)
+        if not await asyncio.to_thread(stack.enter_context, locked):
+            raise ProviderError(f"another process is storing {name}")
+        if found := await asyncio.to_thread(store.request, name, version):
+            return found
+        try:
+            return await _obtain(factory, store, name, version, owner, egress_allow)
+        except (GibilError, OSError, TimeoutError):
+            await asyncio.to_thread(store.note_failure, name, version)
+            raise
+
+
+async def _obtain(
+    factory: MachineFactory, store: RuntimeStore, name: str, version: str, owner: str, egress_allow: tuple[str, ...]
+) -> str | None:
+    machine = f"{FILLING}{secrets.token_hex(5)}"
+    # Another owner, so that it doesn't count as one of the user's machines.
+    owner, plan = f"{owner}{FILLING}", MachinePlan(memory_mb=_MEMORY_MB)
     try:
         _machine, shell = await factory.create(
-            machine, owner, ttl_s=int(_INSTALL_S + _COPY_S), plan=MachinePlan(), egress_allow=egress_allow, tethered=True
+            machine, owner, ttl_s=int(_INSTALL_S + _COPY_S), plan=plan, egress_allow=egress_allow, tethered=True
         )
         try:
             done = await shell.run(shlex.join((LOCAL_TOOL_PATH, name, version)), timeout_s=_INSTALL_S)
@@ -80,3 +111,58 @@ def _last_line(output: bytes) -> str:
 def store_of(data_dir: Path) -> RuntimeStore:
     """Return the store of a data directory."""
     return RuntimeStore(data_dir.absolute() / "local" / "runtimes")
+
+
+def missing(store: RuntimeStore, trees: Iterable[str]) -> list[tuple[str, str]]:
+    """Return the name and version of those trees that should be stored; mark the stored ones as used. Blocking.
+
+    `trees`: what a run's machine uses, `node-22.1.0`. The machine chose the names.
+    """
+    found = []
+    for tree in trees:
+        parts = _TREE.fullmatch(tree)
+        if parts is None or parts[1] not in STORED_RUNTIMES:
+            continue
+        name, version = parts.groups()
+        if store.request(name, version) is None and not store.has_failed(name, version):
+            found.append((name, version))
+    return found[:MOST_WAITING]
+
+
+class BackgroundFill:
+    """Stores what runs had to install, one after the other, while the bot runs."""
+
+    def __init__(self, factory: MachineFactory, store: RuntimeStore, owner: str, egress_allow: tuple[str, ...]) -> None:
+        self._factory, self._store, self._owner, self._egress_allow = factory, store, owner, egress_allow
+        self._waiting: asyncio.Queue[tuple[str, ...]] = asyncio.Queue(MOST_WAITING)
+
+    def want(self, trees: Iterable[str]) -> None:
+        """Store what of a run's runtimes is missing, later. Neither waits nor raises."""
+        with contextlib.suppress(asyncio.QueueFull):
+            self._waiting.put_nowait(tuple(trees))
+
+    async def run(self) -> None:
+        while True:
+            trees = await self._waiting.get()
+            await store_missing(self._factory, self._store, trees, self._owner, self._egress_allow)
+
+
+async def store_missing(
+    factory: MachineFactory, store: RuntimeStore, trees: Iterable[str], owner: str, egress_allow: tuple[str, ...]
+) -> list[str]:
+    """Store what is missing of a run's runtimes; return what was stored. A failure is only logged."""
+    stored = []
+    for name, version in await asyncio.to_thread(missing, store, trees):
+        try:
+            tree = await fill(factory, store, name, version, owner, egress_allow)
+        except (GibilError, OSError, TimeoutError) as error:
+            log.warning("%s %s isn't stored: %s", name, version, str(error) or "it takes too long")
+            continue
+        if tree is not None:
+            log.info("stored %s for later runs", tree)
+            stored.append(tree)
+    if stored:
+        # Links it for machines now, instead of when a run waits for one.
+        with contextlib.suppress(GibilError):
+            await factory.provider.probe()
+    return stored

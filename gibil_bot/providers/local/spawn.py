@@ -110,7 +110,10 @@ def _enter_as_root(request: SpawnRequest, disks: list[int]) -> None:
     sources = [(f"{request['base_tree']}/root", False), *request["pieces"]]
     if request["python"]:
         sources.append((request["python"][0], False))
-    for number, (source, optional) in enumerate(sources):
+    numbered = [(str(number), *source) for number, source in enumerate(sources)]
+    if request["runtimes"]:
+        numbered.append(("runtimes", request["runtimes"], False))
+    for number, source, optional in numbered:
         try:
             fd = sc.open_tree(source)
             sc.mount_setattr(fd, sc.MOUNT_ATTR_IDMAP | sc.MOUNT_ATTR_NODEV | sc.MOUNT_ATTR_RDONLY, user_namespace=namespace)

@@ -1,0 +1,49 @@
+"""A process of its own that stores what a run had to install, while the command that the user waited for has ended."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gibil_bot.config import Settings
+
+_LOG = "runtimes.log"
+_NICE = 10
+
+
+def start(settings: Settings, trees: tuple[str, ...]) -> None:
+    """Start the process if something is missing. Never raises: later runs install it again."""
+    from gibil_bot.providers.local.isolated_python import start_python
+    from gibil_bot.wiring import missing_runtimes
+
+    try:
+        if not missing_runtimes(settings, trees):
+            return
+        command = start_python(__name__, *trees)
+        local = settings.data_dir.absolute() / "local"
+        log = os.open(local / _LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate((null, log, log))]
+            env = {**os.environ, "GIBIL_DATA_DIR": str(settings.data_dir.absolute())}
+            os.posix_spawn(command[0], command, env, file_actions=actions, setsid=True)
+        finally:
+            os.close(log)
+            os.close(null)
+    except OSError:
+        return
+
+
+def main(*trees: str) -> None:
+    import asyncio
+    import logging
+
+    from gibil_bot.config import load_settings
+    from gibil_bot.wiring import store_missing_runtimes
+
+    settings = load_settings()
+    os.nice(_NICE)
+    os.chdir("/")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    asyncio.run(store_missing_runtimes(settings, trees))
