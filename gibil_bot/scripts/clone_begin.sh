@@ -28,16 +28,29 @@ if finished; then
     exit 0
 fi
 # What a prepared machine has installed in the workspace stays: all files that git ignores. Its repository is created again, so
-# that nothing of its configuration is used.
+# that nothing of its configuration is used; only the objects of a complete repository stay, and the index, with which git
+# recognizes unmodified files.
 kept=
+keep_objects() {
+    test -d "$1/objects" && test ! -L "$1" && test ! -L "$1/objects" && test ! -e "$1/shallow" || return 1
+    for each in "$1"/objects/info/alternates "$1"/objects/pack/*.promisor; do
+        test ! -e "$each" || return 1
+    done
+    for each in "$1"/* "$1"/.[!.]*; do
+        case ${each##*/} in objects | index) ;; *) rm -rf -- "$each" || return 1 ;; esac
+    done
+}
 if test -e "${workspace%/*}/.gibil/prepared" && test -d "$workspace" && test ! -L "$workspace"; then
     kept=yes
-    rm -rf -- "$workspace/.git" || fail 24 "cannot delete $workspace/.git"
+    keep_objects "$workspace/.git" || rm -rf -- "$workspace/.git" || fail 24 "cannot delete $workspace/.git"
 fi
 test -n "$kept" || test ! -e "$workspace" || rm -rf -- "$workspace" || fail 24 "cannot delete $workspace"
 # shellcheck disable=SC2015  # both ways end with the failure
 mkdir -p -- "$workspace" && cd -- "$workspace" || fail 24 "cannot create $workspace"
 git init -q --template= . >"$log" 2>&1 || { cat "$log" >&2; fail 24 "cannot create a git repository in $workspace"; }
+
+# An index that can't be read, or that excludes files from comparison, isn't used.
+test -z "$kept" || test -z "$(git ls-files -v 2>&1 | grep -v '^H ' | head -n 1)" || rm -f .git/index
 
 here='' after_checkout=:
 have() { test -n "$here" || { git cat-file -e "$sha^{commit}" 2>/dev/null && here=yes; }; }
