@@ -28,21 +28,33 @@ if finished; then
     exit 0
 fi
 # What a prepared machine has installed in the workspace stays: all files that git ignores. Its repository is created again, so
-# that nothing of its configuration is used; only the objects of a complete repository stay, and the index, with which git
+# that nothing of its configuration is used. Only the objects of a complete repository stay, and the index, with which git
 # recognizes unmodified files.
 kept=
-keep_objects() {
-    test -d "$1/objects" && test ! -L "$1" && test ! -L "$1/objects" && test ! -e "$1/shallow" || return 1
-    for each in "$1"/objects/info/alternates "$1"/objects/pack/*.promisor; do
+has_whole_history() {
+    test -d objects && test ! -L objects && test ! -e shallow || return 1
+    for each in objects/info/alternates objects/pack/*.promisor; do
         test ! -e "$each" || return 1
     done
-    for each in "$1"/* "$1"/.[!.]*; do
-        case ${each##*/} in objects | index) ;; *) rm -rf -- "$each" || return 1 ;; esac
+}
+# empty_repository: deletes the rest of the repository that is the working directory.
+empty_repository() {
+    complete=
+    ! has_whole_history || complete=yes
+    for each in * .[!.]*; do
+        test "$each" != index || continue
+        test "$each" != objects || test -z "$complete" || continue
+        rm -rf -- "$each" || return 1
     done
 }
 if test -e "${workspace%/*}/.gibil/prepared" && test -d "$workspace" && test ! -L "$workspace"; then
     kept=yes
-    keep_objects "$workspace/.git" || rm -rf -- "$workspace/.git" || fail 24 "cannot delete $workspace/.git"
+    repository=$workspace/.git
+    if test -d "$repository" && test ! -L "$repository"; then
+        (cd -- "$repository" && empty_repository) || fail 24 "cannot delete the files of $repository"
+    else
+        rm -rf -- "$repository" || fail 24 "cannot delete $repository"
+    fi
 fi
 test -n "$kept" || test ! -e "$workspace" || rm -rf -- "$workspace" || fail 24 "cannot delete $workspace"
 # shellcheck disable=SC2015  # both ways end with the failure

@@ -171,10 +171,16 @@ async def test_a_prepared_machine_without_the_history_it_names_receives_everythi
     git(machine.workspace, "fsck", "--full", "--strict")
 
 
+@pytest.mark.parametrize("history", ["whole", "shallow"])
 async def test_a_prepared_machine_has_the_files_of_the_commit_and_keeps_unmodified_ones(
-    machine: _Prepared, tmp_path: Path
+    machine: _Prepared, tmp_path: Path, history: str
 ) -> None:
     work = repository(tmp_path / "work", {".gitignore": "built", "same": "1", "changed": "1", "deleted": "1"})
+    if history == "shallow":
+        commit(work, {"changed": "0"})
+        git(tmp_path, "clone", "-q", "--depth=1", work.as_uri(), "shallow")
+        work = tmp_path / "shallow"
+        commit(work, {"changed": "1"})
     await machine.send(work)
     workspace = machine.workspace
     before = (workspace / "same").stat()
