@@ -46,7 +46,10 @@ def try_(path: Path, workflow: str, inputs: tuple[str, ...], dirty: bool, as_jso
     gibil try ../other -w lint
     gibil try --dirty -i args="-k parser"
     """
+    from gibil_bot.providers import prestart
+
     settings = load_settings()
+    prestart(settings)
     sys.exit(asyncio.run(_try(settings, path, workflow, _parse_inputs(inputs), dirty, as_json)))
 
 

@@ -268,11 +268,16 @@ async def set_promisor(repository: Path, url: str) -> None:
 
 
 def write_packed_refs(repository: Path, refs: Mapping[str, str]) -> None:
-    """Replace the refs of a repository that we created (gitrepository-layout(5), packed-refs). Blocking."""
+    """Replace the refs of a repository that we created. Blocking."""
+    (repository / "packed-refs").write_bytes(packed_refs(refs))
+
+
+def packed_refs(refs: Mapping[str, str]) -> bytes:
+    """Return the content of `packed-refs` (gitrepository-layout(5)) for refs (ref → object)."""
     lines = sorted(os.fsencode(f"{ref}\n") for ref in refs)
     known = {os.fsencode(f"{ref}\n"): sha.encode() for ref, sha in refs.items()}
     text = b"".join(known[line] + b" " + line for line in lines)
-    (repository / "packed-refs").write_bytes(b"# pack-refs with: sorted \n" + text)
+    return b"# pack-refs with: sorted \n" + text
 
 
 def _promisor(repository: LocalRepository) -> str | None:

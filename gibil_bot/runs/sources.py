@@ -6,20 +6,23 @@ import asyncio
 import contextlib
 import secrets
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
 from gibil_bot import git
 from gibil_bot.commits.local_repository import explained
+from gibil_bot.commits.pack import packed
 from gibil_bot.errors import GitHubError
 from gibil_bot.git import GitError
-from gibil_bot.model import Run, Trust
+from gibil_bot.model import Result, Run, Trust
 from gibil_bot.ports import GitHub, Shell
 from gibil_bot.scripts import clone
+from gibil_bot.scripts.prepared import known_script, parse_known
 from gibil_bot.ssh.answers import last_line
 
+_ORIGIN = "refs/remotes/origin/"
 CLONE_TIMEOUT_S = 900.0
 TRIES = 3
 INCOMPLETE_HISTORY = "The checkout lacks objects of its history, so only the commit was sent, without history and tags."
@@ -173,7 +176,7 @@ def _failed(run: Run, problem: _Problem) -> SourceError:
 
 
 class LocalBundle:
-    """Sends one commit as a git bundle over SSH: no remote, no token, no network.
+    """Sends one commit with its history over SSH: no remote, no token, no network.
 
     `repository`: a repository that we created, such as a LocalRepository's view; `promisor` as in LocalRepository.
     """
@@ -184,7 +187,7 @@ class LocalBundle:
         self._promisor = promisor
 
     def begin(self, run: Run) -> None:
-        """Do nothing: the bundle is created while it is sent."""
+        """Do nothing: what has to be sent depends on the machine."""
 
     async def copy_to(self, shell: Shell, run: Run) -> tuple[str, ...]:
         return await self.send(shell)
@@ -194,62 +197,60 @@ class LocalBundle:
 
     async def send(self, shell: Shell) -> tuple[str, ...]:
         """Copy the commit to WORKSPACE; return notes. A shallow checkout stays shallow. Raises SourceError."""
-        await shell.run("mkdir -p /root/.gibil")
+        answer = await shell.run(known_script(), most_bytes=1024 * 1024)
+        known = parse_known(answer.stdout)
         notes: tuple[str, ...] = ()
         try:
-            base = next(iter(await self._listed("refs/remotes/origin")), "").removeprefix("refs/remotes/origin/")
+            refs = await self._refs()
+            base = next((ref.removeprefix(_ORIGIN) for ref in refs if ref.startswith(_ORIGIN)), "")
             if await git.text("rev-parse", "--is-shallow-repository", git_dir=self._repository) == "true":
-                remote_path = await self._send_copy(shell, self._shallow_copy())
+                result = await self._send_copy(shell, self._shallow_copy(list(refs)), base)
             else:
-                remote_path = "/root/.gibil/source.bundle"
                 try:
-                    await shell.put(remote_path, self._bundle())
+                    result = await self._send_packs(shell, refs, base, known)
+                    if result.exit_status != 0 and known:  # the machine didn't have all of these objects
+                        result = await self._send_packs(shell, refs, base)
                 except GitError as error:
                     if self._promisor is not None:
                         raise
-                    remote_path = await self._send_commit(shell, error)
-                    base, notes = "", (INCOMPLETE_HISTORY,)
+                    result = await self._send_commit(shell, error)
+                    notes = (INCOMPLETE_HISTORY,)
         except GitError as error:
             why = explained(error, self._promisor)
             raise SourceError(f"The checkout could not be packed: {why.message}", stderr=error.stderr) from error
-        result = await shell.run(clone.bundle_script(path=remote_path, sha=self._sha, base=base), timeout_s=CLONE_TIMEOUT_S)
         if result.exit_status != 0:
             raise SourceError(f"The checkout could not be unpacked on the machine: {last_line(result.stderr)}")
         return (*notes, *clone.notes_of_clone(result.stdout))
 
-    async def _send_commit(self, shell: Shell, problem: GitError) -> str:
+    async def _send_packs(self, shell: Shell, refs: Mapping[str, str], base: str, known: Sequence[str] = ()) -> Result:
+        script = clone.pack_script(sha=self._sha, base=base)
+        async with packed(self._repository, self._sha, refs, known) as archive:
+            return await shell.run(script, stdin=archive, timeout_s=CLONE_TIMEOUT_S)
+
+    async def _send_commit(self, shell: Shell, problem: GitError) -> Result:
         """Send the commit without its history, which can't be packed. Raises `problem` if the commit can't be packed either."""
         try:
-            return await self._send_copy(shell, self._shallow_copy(depth=1))
+            return await self._send_copy(shell, self._shallow_copy([], depth=1))
         except GitError:
             raise problem from None
 
-    async def _send_copy(self, shell: Shell, data: AsyncIterator[bytes]) -> str:
-        """Send a bare repository; return its path on the machine. Raises GitError."""
+    async def _send_copy(self, shell: Shell, data: AsyncIterator[bytes], base: str = "") -> Result:
+        """Send a bare repository, and check the commit out from it. Raises GitError."""
         await shell.put("/root/.gibil/source.git.tar", data)
         unpacked = await shell.run("cd /root/.gibil && tar -xf source.git.tar && rm source.git.tar && test -d source.git")
         if unpacked.exit_status != 0:
             raise SourceError(
                 "The checkout could not be unpacked on the machine: check its free disk space and that it has tar"
             )
-        return "/root/.gibil/source.git"
+        script = clone.bundle_script(path="/root/.gibil/source.git", sha=self._sha, base=base)
+        return await shell.run(script, timeout_s=CLONE_TIMEOUT_S)
 
-    async def _bundle(self) -> AsyncIterator[bytes]:
-        ref = await self._create_ref()
-        refs = "".join(f"{name}\n" for name in [ref, *await self._refs()]).encode("utf-8", "surrogateescape")
-        async for data in git.stream("bundle", "create", "--quiet", "-", "--stdin", git_dir=self._repository, stdin=refs):
-            yield data
-
-    async def _shallow_copy(self, depth: int | None = None) -> AsyncIterator[bytes]:
-        """Stream a tar of a bare repository: a bundle would promise parents that a shallow checkout doesn't have.
-
-        `depth`: the number of commits, without other refs.
-        """
+    async def _shallow_copy(self, names: Sequence[str], depth: int | None = None) -> AsyncIterator[bytes]:
+        """Stream a tar of a bare repository with these refs; `depth`: the number of commits."""
         with tempfile.TemporaryDirectory(prefix="gibil-shallow-") as scratch:
             copy = Path(scratch) / "source.git"
             await git.create_repository(copy)
             ref = await self._create_ref()
-            names = await self._refs() if depth is None else []
             refs = "".join(f"+{name}:{name}\n" for name in names).encode("utf-8", "surrogateescape")
             await git.run(
                 "fetch", "-q", "--no-tags", *([f"--depth={depth}"] if depth else ["--update-shallow"]), "--stdin",
@@ -259,13 +260,16 @@ class LocalBundle:
             async for data in _output("tar", "-C", scratch, "-cf", "-", copy.name):
                 yield data
 
-    async def _refs(self) -> list[str]:
-        """Return the branch of `origin` that the repository has, and the tags that the commit can reach."""
-        return [*await self._listed("refs/remotes/origin"), *await self._listed(f"--merged={self._sha}", "refs/tags")]
+    async def _refs(self) -> dict[str, str]:
+        """Return the branch of `origin` that the repository has, and the tags that the commit can reach: ref → object."""
+        return {**await self._listed(_ORIGIN), **await self._listed(f"--merged={self._sha}", "refs/tags")}
 
-    async def _listed(self, *arguments: str) -> list[str]:
-        refs = await git.text("for-each-ref", "--format=%(refname)", *arguments, git_dir=self._repository, extra=git.NO_FETCH)
-        return [ref for ref in refs.split("\n") if ref]
+    async def _listed(self, *arguments: str) -> dict[str, str]:
+        listed = await git.text(
+            "for-each-ref", "--format=%(objectname) %(refname)", *arguments, git_dir=self._repository, extra=git.NO_FETCH
+        )
+        lines = [line.partition(" ") for line in listed.split("\n") if line]
+        return {ref: name for name, _, ref in lines}
 
     async def _create_ref(self) -> str:
         """Create a ref for the commit: git packs refs, and the commit may have none. Each transfer has a ref of its own."""

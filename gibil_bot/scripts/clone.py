@@ -138,6 +138,15 @@ def bundle_script(*, path: str, sha: str, base: str = "", workspace: str = WORKS
     return f"{values}GIT_ALLOW_PROTOCOL=file\n{_begin()}{text('clone_bundle')}"
 
 
+def pack_script(*, sha: str, base: str = "", workspace: str = WORKSPACE) -> str:
+    """Return a script that checks out `sha` at `workspace` from the tar archive in its input, which is unpacked into `.git`.
+
+    The archive contains packs with their indexes, and `packed-refs`. Otherwise as `bundle_script`.
+    """
+    values = _assignments(workspace=_checked_workspace(workspace), sha=_checked_sha(sha), base=base)
+    return f"{values}GIT_ALLOW_PROTOCOL=file\n{_begin()}{text('clone_pack')}"
+
+
 def _begin() -> str:
     return script("clone_begin", **{name.upper(): _printed(_NOTES[name]) for name in ("submodules", "lfs")})
 

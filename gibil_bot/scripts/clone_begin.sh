@@ -28,16 +28,41 @@ if finished; then
     exit 0
 fi
 # What a prepared machine has installed in the workspace stays: all files that git ignores. Its repository is created again, so
-# that nothing of its configuration is used.
+# that nothing of its configuration is used. Only the objects of a complete repository stay, and the index, with which git
+# recognizes unmodified files.
 kept=
+has_whole_history() {
+    test -d objects && test ! -L objects && test ! -e shallow || return 1
+    for each in objects/info/alternates objects/pack/*.promisor; do
+        test ! -e "$each" || return 1
+    done
+}
+# empty_repository: deletes the rest of the repository that is the working directory.
+empty_repository() {
+    complete=
+    ! has_whole_history || complete=yes
+    for each in * .[!.]*; do
+        test "$each" != index || continue
+        test "$each" != objects || test -z "$complete" || continue
+        rm -rf -- "$each" || return 1
+    done
+}
 if test -e "${workspace%/*}/.gibil/prepared" && test -d "$workspace" && test ! -L "$workspace"; then
     kept=yes
-    rm -rf -- "$workspace/.git" || fail 24 "cannot delete $workspace/.git"
+    repository=$workspace/.git
+    if test -d "$repository" && test ! -L "$repository"; then
+        (cd -- "$repository" && empty_repository) || fail 24 "cannot delete the files of $repository"
+    else
+        rm -rf -- "$repository" || fail 24 "cannot delete $repository"
+    fi
 fi
 test -n "$kept" || test ! -e "$workspace" || rm -rf -- "$workspace" || fail 24 "cannot delete $workspace"
 # shellcheck disable=SC2015  # both ways end with the failure
 mkdir -p -- "$workspace" && cd -- "$workspace" || fail 24 "cannot create $workspace"
 git init -q --template= . >"$log" 2>&1 || { cat "$log" >&2; fail 24 "cannot create a git repository in $workspace"; }
+
+# An index that can't be read, or that excludes files from comparison, isn't used.
+test -z "$kept" || test -z "$(git ls-files -v 2>&1 | grep -v '^H ' | head -n 1)" || rm -f .git/index
 
 here='' after_checkout=:
 have() { test -n "$here" || { git cat-file -e "$sha^{commit}" 2>/dev/null && here=yes; }; }

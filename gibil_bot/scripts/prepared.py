@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from gibil_bot.scripts.clone import WORKSPACE
 from gibil_bot.scripts.templates import script, text
 
+MOST_KNOWN = 5000
+_COMPILE_S = 10
+"""For each virtual environment. What isn't compiled by then is compiled when it is imported."""
+_OBJECT = re.compile(r"[0-9a-f]{40}")
 _TREE = re.compile(r"tree ([0-9a-f]{40,64})")
 
 
@@ -31,7 +35,19 @@ def begin_script() -> str:
 
 def leave_script(workspace: str = WORKSPACE) -> str:
     """Return a script that checks a prepared machine and, unless it is busy, cleans its disk; `parse_left` reads its output."""
-    return script("prepared_leave", WORKSPACE=shlex.quote(workspace))
+    return script("prepared_leave", WORKSPACE=shlex.quote(workspace), KNOWN=str(MOST_KNOWN), COMPILE_S=str(_COMPILE_S))
+
+
+def known_script() -> str:
+    """Return a script that creates the folder for our files and prints the objects whose history the machine has."""
+    limit = MOST_KNOWN * 41
+    return f"mkdir -p /root/.gibil && if test -f /root/.gibil/prepared; then head -c {limit} /root/.gibil/prepared; fi"
+
+
+def parse_known(output: bytes) -> tuple[str, ...]:
+    """Return the ids of these objects. They are only what the machine says."""
+    lines = output.decode("ascii", "replace").split("\n")[:MOST_KNOWN]
+    return tuple(dict.fromkeys(line for line in lines if _OBJECT.fullmatch(line)))
 
 
 def parse_left(output: bytes) -> Left | None:

@@ -45,6 +45,13 @@ done
 echo "tree $tree"
 test -z "$built" || echo built
 
+# Some installers, such as uv, leave compiling to the first import, which would be that of each later run.
+for python in "$HOME/.gibil/venv/bin/python" .venv/bin/python; do
+    test -x "$python" || continue
+    timeout @COMPILE_S@ "$python" -m compileall -q -j 0 "${python%/bin/python}"/lib/python3*/site-packages >/dev/null 2>&1 || true
+done
+
 rm -rf "$HOME/.gibil/jobs" "$HOME/.gibil"/source.*
 rm -f .git/gibil-commit
-: >"$HOME/.gibil/prepared"
+# The next run sends only the objects that can't be reached from these.
+{ git rev-parse HEAD && git for-each-ref --format='%(objectname)'; } 2>/dev/null | head -n @KNOWN@ >"$HOME/.gibil/prepared"

@@ -11,10 +11,10 @@ import pytest
 
 from gibil_bot.commits import local_repository
 from gibil_bot.commits.from_machine import Commits, push
+from gibil_bot.commits.pack import packed
 from gibil_bot.errors import GibilError, UsageError
 from gibil_bot.machines.source import origin_url, read_source
 from gibil_bot.runs import local_checkout
-from gibil_bot.runs.sources import LocalBundle
 from tests.doubles.githttp import GitServer
 from tests.doubles.repositories import commit, git, repository
 
@@ -83,7 +83,7 @@ async def with_every_command(folder: Path) -> list[GibilError]:
 async def _create(folder: Path) -> None:
     async with read_source(str(folder), None, "https://api.github.com") as found:
         assert found.checkout is not None
-        await _pack(found.checkout, found.sha, found.promisor)
+        await _pack(found.checkout, found.sha)
 
 
 async def _branch(folder: Path) -> None:
@@ -92,17 +92,18 @@ async def _branch(folder: Path) -> None:
 
 async def _try(folder: Path) -> None:
     async with local_checkout.read(folder, dirty=False) as here:
-        await _pack(here.repository, here.sha, here.promisor)
+        await _pack(here.repository, here.sha)
 
 
 async def _try_dirty(folder: Path) -> None:
     async with local_checkout.read(folder, dirty=True) as here:
-        await _pack(here.repository, here.sha, here.promisor)
+        await _pack(here.repository, here.sha)
 
 
-async def _pack(repository: Path, sha: str, promisor: str | None) -> None:
-    async for _ in LocalBundle(repository, sha, promisor)._bundle():
-        pass
+async def _pack(repository: Path, sha: str) -> None:
+    async with packed(repository, sha, {}) as archive:
+        async for _ in archive:
+            pass
 
 
 SETTINGS: dict[str, tuple[str, ...]] = {

@@ -25,6 +25,7 @@ from tests.benchmarks import (
     row_layer,
     row_machine,
     row_run,
+    row_second,
     row_ssh,
 )
 from tests.benchmarks.comparison import Comparison, LeftOut, table
@@ -38,6 +39,7 @@ ROWS: dict[str, Callable[[Context], list[Comparison]]] = {
     "run": row_run.run,
     "machine": row_machine.machine,
     "layer": row_layer.layer,
+    "second": row_second.second,
     "idle": row_idle.idle,
     "command": row_ssh.command,
     "output": row_ssh.output,

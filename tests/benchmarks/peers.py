@@ -13,6 +13,7 @@ from tests.benchmarks.comparison import LeftOut
 INSTALL_WITHIN_S = 300
 PROBOT = "probot@14"
 NOX = "nox"
+UV = "uv"
 
 
 class Peers:
@@ -42,6 +43,14 @@ class Peers:
         if not program.exists():
             _run([sys.executable, "-m", "venv", str(self._folder / "nox")])
             _run([str(self._folder / "nox" / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", NOX])
+        return program
+
+    def uv(self) -> Path:
+        """Return the program, installed in a virtual environment of this Python."""
+        program = self._folder / "uv" / "bin" / "uv"
+        if not program.exists():
+            _run([sys.executable, "-m", "venv", str(self._folder / "uv")])
+            _run([str(self._folder / "uv" / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", UV])
         return program
 
 

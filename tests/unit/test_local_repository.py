@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import secrets
+import shutil
 import subprocess
+import tarfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +15,7 @@ from typing import Any, cast
 import pytest
 
 from gibil_bot.commits.identity import identity
+from gibil_bot.commits.pack import packed as pack
 from gibil_bot.errors import InvalidWorkflow, UsageError
 from gibil_bot.machines.source import CodeSource, origin_url, read_source
 from gibil_bot.model import Result
@@ -35,15 +40,13 @@ async def origin(repo: Path | str, branch: str | None = None) -> CodeSource:
 
 
 async def packed(folder: Path, place: Path, *, dirty: bool = False) -> tuple[str, dict[str, bytes]]:
-    """Return commit and files of the bundle that a machine would get, unpacked by the real git."""
+    """Return commit and files of what a machine would get, read by the real git."""
     place.mkdir()
-    async with local_checkout.read(folder, dirty=dirty) as here:
-        sender = LocalBundle(here.repository, here.sha, here.promisor)
-        with (place / "bundle").open("wb") as file:
-            async for data in sender._bundle():
-                file.write(data)
     git(place, "init", "-q", "--bare", "copy.git")
-    git(place / "copy.git", "fetch", "-q", str(place / "bundle"), "+refs/*:refs/bundle/*")
+    async with local_checkout.read(folder, dirty=dirty) as here, pack(here.repository, here.sha, {}) as archive:
+        data = io.BytesIO(b"".join([block async for block in archive]))
+    with tarfile.open(fileobj=data) as unpacked:
+        unpacked.extractall(place / "copy.git", filter="data")
     listed = git(place / "copy.git", "ls-tree", "-r", "-z", here.sha).split("\0")
     entries = [entry.partition("\t") for entry in listed if entry]
     files = {
@@ -59,13 +62,19 @@ class _Shell:
 
     def __init__(self, home: Path, workspace: Path) -> None:
         self._home, self._workspace = home, workspace
+        self.received: list[int] = []
+        """The size of each archive."""
 
     def _here(self, text: str) -> str:
         return text.replace("/root/.gibil", str(self._home)).replace("/root/project", str(self._workspace))
 
-    async def run(self, script: str, **options: Any) -> Result:
-        done = await asyncio.to_thread(sh, self._here(script), cwd=self._home.parent)
-        return Result(exit_status=0, stdout=done, stderr=b"")
+    async def run(self, script: str, stdin: AsyncIterator[bytes] | None = None, **options: Any) -> Result:
+        data = b""
+        if stdin is not None:
+            data = b"".join([block async for block in stdin])
+            self.received.append(len(data))
+        done = await asyncio.to_thread(_sh, self._here(script), cwd=self._home.parent, stdin=data)
+        return Result(exit_status=done.returncode, stdout=done.stdout, stderr=done.stderr)
 
     async def put(self, path: str, data: AsyncIterator[bytes]) -> None:
         with Path(self._here(path)).open("wb") as file:
@@ -73,8 +82,13 @@ class _Shell:
                 file.write(block)
 
 
+def _sh(script: str, *, cwd: Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    words = ["sh", "-c", script]
+    return subprocess.run(words, cwd=cwd, env=ENVIRONMENT, input=stdin, capture_output=True, timeout=patient(60), check=False)
+
+
 def sh(script: str, *, cwd: Path) -> bytes:
-    done = subprocess.run(["sh", "-c", script], cwd=cwd, env=ENVIRONMENT, capture_output=True, timeout=patient(60))
+    done = _sh(script, cwd=cwd)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout
 
@@ -100,6 +114,112 @@ async def test_a_checkout_that_lacks_objects_of_its_history_sends_the_commit(tmp
     assert notes == (INCOMPLETE_HISTORY,)
     assert git(workspace, "rev-parse", "HEAD") == head
     assert (workspace / "file").read_text() == "2"
+
+
+class _Prepared:
+    """A machine on which a commit was checked out and prepared."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.workspace = tmp_path / "machine" / "project"
+        self.workspace.parent.mkdir()
+        self.home = self.workspace.with_name(".gibil")
+        self.shell = _Shell(self.home, self.workspace)
+
+    async def send(self, work: Path) -> None:
+        async with local_checkout.read(work, dirty=False) as here:
+            await LocalBundle(here.repository, here.sha, here.promisor).send(cast(Shell, cast(Any, self.shell)))
+        assert git(self.workspace, "rev-parse", "HEAD") == here.sha
+        assert git(self.workspace, "status", "--porcelain") == ""
+
+    def keep(self) -> None:
+        refs = git(self.workspace, "for-each-ref", "--format=%(objectname)")
+        (self.home / "prepared").write_text(f"{git(self.workspace, 'rev-parse', 'HEAD')}\n{refs}\n")
+        (self.workspace / ".git" / "gibil-commit").unlink()
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> _Prepared:
+    return _Prepared(tmp_path)
+
+
+async def test_a_prepared_machine_receives_only_new_objects(machine: _Prepared, tmp_path: Path) -> None:
+    work = repository(tmp_path / "work", {"large": secrets.token_hex(50_000), "file": "1"})
+    git(work, "tag", "v1", "-m", "first")
+    await machine.send(work)
+    machine.keep()
+    await machine.send(work)
+    machine.keep()
+    commit(work, {"file": "2"})
+    git(work, "tag", "v2", "-m", "second")
+    await machine.send(work)
+    whole, same, newer = machine.shell.received
+    assert whole > 50_000
+    assert same < newer < 10_000
+    assert git(machine.workspace, "describe") == "v2"
+    assert git(machine.workspace, "rev-list", "--count", "HEAD") == "2"
+    git(machine.workspace, "fsck", "--full", "--strict")
+
+
+async def test_a_prepared_machine_without_the_history_it_names_receives_everything(machine: _Prepared, tmp_path: Path) -> None:
+    work = repository(tmp_path / "work", {"file": "1"})
+    await machine.send(work)
+    machine.keep()
+    shutil.rmtree(machine.workspace / ".git" / "objects" / "pack")
+    commit(work, {"file": "2"})
+    await machine.send(work)
+    assert len(machine.shell.received) == 3
+    git(machine.workspace, "fsck", "--full", "--strict")
+
+
+@pytest.mark.parametrize("history", ["whole", "shallow"])
+async def test_a_prepared_machine_has_the_files_of_the_commit_and_keeps_unmodified_ones(
+    machine: _Prepared, tmp_path: Path, history: str
+) -> None:
+    work = repository(tmp_path / "work", {".gitignore": "built", "same": "1", "changed": "1", "deleted": "1"})
+    if history == "shallow":
+        commit(work, {"changed": "0"})
+        git(tmp_path, "clone", "-q", "--depth=1", work.as_uri(), "shallow")
+        work = tmp_path / "shallow"
+        commit(work, {"changed": "1"})
+    await machine.send(work)
+    workspace = machine.workspace
+    before = (workspace / "same").stat()
+    (workspace / "changed").write_text("2")
+    (workspace / "deleted").unlink()
+    (workspace / "new").write_text("3")
+    (workspace / "built").write_text("3")
+    machine.keep()
+    hook = workspace / ".git" / "hooks" / "post-checkout"
+    hook.parent.mkdir()
+    hook.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    hook.chmod(0o755)
+    git(workspace, "config", "core.worktree", "/nonexistent")
+    await machine.send(work)
+    assert (workspace / "same").stat() == before
+    assert [(workspace / name).read_text() for name in ("changed", "deleted", "built")] == ["1", "1", "3"]
+    assert not (workspace / "new").exists()
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("flag", ["--skip-worktree", "--assume-unchanged"])
+async def test_a_prepared_machine_does_not_exclude_files_from_the_checkout(
+    machine: _Prepared, tmp_path: Path, flag: str
+) -> None:
+    work = repository(tmp_path / "work", {"file": "1"})
+    await machine.send(work)
+    (machine.workspace / "file").write_text("2")
+    git(machine.workspace, "update-index", flag, "file")
+    machine.keep()
+    await machine.send(work)
+    assert (machine.workspace / "file").read_text() == "1"
+
+
+async def test_a_prepared_machine_with_an_unreadable_index_is_checked_out(machine: _Prepared, tmp_path: Path) -> None:
+    work = repository(tmp_path / "work", {"file": "1"})
+    await machine.send(work)
+    machine.keep()
+    (machine.workspace / ".git" / "index").write_bytes(b"DIRC\0")
+    await machine.send(work)
 
 
 # --- names ---
@@ -343,8 +463,8 @@ async def test_a_partial_clone_without_its_remote_reports_missing_objects(
 class NoShell:
     """A machine that accepts everything."""
 
-    async def run(self, script: str, **how: object) -> object:
-        return None
+    async def run(self, script: str, **how: object) -> Result:
+        return Result(exit_status=0, stdout=b"", stderr=b"")
 
     async def put(self, path: str, content: object) -> None:
         async for _ in content:  # type: ignore[attr-defined]

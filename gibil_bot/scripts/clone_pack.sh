@@ -1,0 +1,14 @@
+# shellcheck shell=sh
+# shellcheck disable=SC2154  # assigned by clone.py: sha, base; by clone_begin.sh: log
+# Unpacks the archive in the input into .git: packs with their indexes, packed-refs, and gibil-known, which names objects that a
+# prepared machine has, with everything they can reach.
+
+tar -xf - -C .git >"$log" 2>&1 || { cat "$log" >&2; fail 24 "cannot unpack the commit; is the disk full?"; }
+if test -e .git/gibil-known; then
+    git cat-file --batch-check <.git/gibil-known >"$log"
+    ! grep -q ' missing$' "$log" || fail 20 "the prepared machine does not contain all of its history"
+    rm .git/gibil-known
+fi
+have || fail 20 "the archive does not contain the commit $sha"
+test -z "$base" || git symbolic-ref refs/remotes/origin/HEAD "refs/remotes/origin/$base"
+finish
