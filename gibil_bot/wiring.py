@@ -29,9 +29,9 @@ from gibil_bot.retry import RetryPolicy
 if TYPE_CHECKING:
     from gibil_bot.github.api.user_pull_requests import PullRequests
     from gibil_bot.planning.services import ServiceCapabilities
-    from gibil_bot.runs.caches import Caches
     from gibil_bot.providers.local.runtime_fill import BackgroundFill
     from gibil_bot.providers.local.runtime_store import RuntimeStore
+    from gibil_bot.runs.caches import Caches
     from gibil_bot.runs.context import Policy
     from gibil_bot.runs.local_checkout import Limits
     from gibil_bot.runs.prepared import PreparedMachines

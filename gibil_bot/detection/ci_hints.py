@@ -58,8 +58,9 @@ def submodules(project: Project) -> Evidence | None:
             for wanted, line in ci_files.values(ci_files.get(step, "with", "submodules")):
                 if wanted in ("true", "recursive"):
                     return Evidence(path=job.path, line=line, text="its CI checks out submodules")
-            if "git submodule update --init" in str(table(step).get("run")):
-                return project.evidence(path, "git submodule update", "its CI runs `git submodule update --init`")
+        for command in job.commands():
+            if command.run.startswith("git submodule update --init"):
+                return Evidence(path=job.path, line=command.line, text=f"its CI runs `{command.run}`")
     return None
 
 

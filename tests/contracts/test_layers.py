@@ -19,8 +19,8 @@ from gibil_bot.ports import LAYER_GONE
 from gibil_bot.providers.local.fork_server import FIRST_UID
 from gibil_bot.providers.local.layers import IN_USE, MOST_LAYERS
 from gibil_bot.providers.local.provider import LocalProvider
-from gibil_bot.providers.local.spawn import IDS
 from gibil_bot.providers.local.runtime_store import RuntimeStore
+from gibil_bot.providers.local.spawn import IDS
 from tests.doubles.machines import LocalLodging, alive, end_daemon, local_lodging, processes_with, shared_folder, until
 from tests.unit.test_runtime_store import GOOD, archive
 

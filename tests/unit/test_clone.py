@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from gibil_bot.scripts.clone import (
 )
 from tests.doubles.githttp import GitServer
 from tests.doubles.patience import patient
+from tests.doubles.programs import add_programs
 from tests.doubles.repositories import ADA
 
 TOKEN = "ghs_1234_a-long.token-with_all.kinds"
@@ -354,9 +354,7 @@ def test_hooks_and_git_configuration_of_the_machine_are_ignored(project: Project
 
 def test_a_machine_without_git_is_reported(project: Project, server: GitServer, tmp_path: Path) -> None:
     tools = tmp_path / "tools"
-    tools.mkdir()
-    for name in ("sh", "mktemp", "rm", "cat", "mkdir"):
-        (tools / name).symlink_to(str(shutil.which(name)))
+    add_programs(tools, "sh", "mktemp", "rm", "cat", "mkdir")
     done = run(script_for(server, project.base, tmp_path / "root" / "project"), path=str(tools))
     assert done.returncode == CLONE_NO_GIT
     assert "git is not installed" in done.stderr

@@ -21,6 +21,7 @@ from gibil_bot.providers.cloudinit import EXPIRES_AT, LIMIT_BYTES, move_expiry_s
 from gibil_bot.providers.hetzner.project import new_pair
 from gibil_bot.ssh.host_keys import MARK
 from tests.doubles.patience import patient
+from tests.doubles.programs import add_programs, write_program
 
 GOLDEN = Path(__file__).parent / "golden" / "user-data.yml"
 AT = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -115,11 +116,8 @@ def test_a_missing_base_package_does_not_block_the_others(tmp_path: Path) -> Non
     script = files()["/usr/local/sbin/gibil-base"]["content"].replace("/var/lib/cloud", str(tmp_path / "cloud"))
     script = script.replace("/etc/ssh/", f"{tmp_path}/ssh/").replace("/run/", f"{tmp_path}/run/")
     script = script.replace("/etc/ssl/certs/ca-certificates.crt", "/dev/null")
-    for name in ("rm", "sh"):
-        (tmp_path / "bin" / name).symlink_to(shutil.which(name) or "")
-    apt = tmp_path / "bin" / "apt-get"
-    apt.write_text(f'#!/bin/sh\necho "$*" >>{tmp_path}/asked\ncase "$*" in *tmux*) exit 100 ;; esac\n')
-    apt.chmod(0o755)
+    add_programs(tmp_path / "bin", "rm", "sh")
+    write_program(tmp_path / "bin" / "apt-get", f'echo "$*" >>{tmp_path}/asked\ncase "$*" in *tmux*) exit 100 ;; esac')
     subprocess.run(
         [shutil.which("sh") or "sh", "-c", script], env={"PATH": str(tmp_path / "bin")}, timeout=patient(20), check=False
     )

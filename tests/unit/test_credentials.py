@@ -11,6 +11,7 @@ import pytest
 from gibil_bot.commits.credentials import find_credential, for_git
 from gibil_bot.commits.pull_requests import github_repository
 from gibil_bot.errors import GitHubError, UsageError
+from tests.doubles.programs import add_programs, write_program
 
 API, SERVER = "https://api.github.com", "https://ghe.example.com/api/v3"
 URL = "https://github.com/ada/engine.git"
@@ -21,19 +22,14 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Remove the token, gh and credential helpers of the user who runs the tests."""
     for name in [name for name in os.environ if name.startswith(("GH_", "GITHUB_", "GIT_"))]:
         monkeypatch.delenv(name)
-    (tmp_path / "bin").mkdir()
-    for tool in ("git", "sh", "cat"):
-        found = subprocess.run(["sh", "-c", f"command -v {tool}"], capture_output=True, text=True, check=True).stdout.strip()
-        (tmp_path / "bin" / tool).symlink_to(found)
+    add_programs(tmp_path / "bin", "git", "sh", "cat")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
 
 
 def a_gh(tmp_path: Path, token: str) -> None:
-    gh = tmp_path / "bin" / "gh"
-    gh.write_text(f'#!/bin/sh\n[ "$*" = "auth token --hostname github.com" ] && echo {token}\n')
-    gh.chmod(0o755)
+    write_program(tmp_path / "bin" / "gh", f'[ "$*" = "auth token --hostname github.com" ] && echo {token}')
 
 
 def a_helper(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, password: str) -> Path:

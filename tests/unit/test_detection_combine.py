@@ -16,6 +16,7 @@ from gibil_bot.detection.facts import Candidate, Evidence, Facts, Runtime, Step
 from gibil_bot.detection.project import Project
 from gibil_bot.scripts.templates import text
 from tests.doubles.patience import patient
+from tests.doubles.programs import add_programs, write_program
 
 BASH = shutil.which("bash") or "/bin/bash"
 
@@ -233,12 +234,9 @@ def test_hostile_names_are_text(name: str, tmp_path: Path) -> None:
 def machine(folder: Path, programs: dict[str, str]) -> str:
     """Return a PATH with these programs, and those of the computer that scripts need."""
     place = folder / "bin"
-    place.mkdir()
-    for name in ("sed", "head", "cat", "mkdir", "rm", "awk"):
-        (place / name).symlink_to(shutil.which(name) or name)
+    add_programs(place, "sed", "head", "cat", "mkdir", "rm", "awk")
     for name, content in programs.items():
-        (place / name).write_text(f"#!{BASH}\n{content}\n")
-        (place / name).chmod(0o755)
+        write_program(place / name, content, BASH)
     return str(place)
 
 
