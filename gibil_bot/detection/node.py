@@ -663,7 +663,7 @@ def _environment(manifest: dict[str, Any], manager: Manager) -> dict[str, str]:
         env["YARN_ENABLE_TELEMETRY"] = "0"
     depends = {**table(manifest.get("dependencies")), **table(manifest.get("devDependencies"))}
     if _INSTALLED_ON_INSTALL.search(_on_install(_scripts(manifest))):
-        env["PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD"] = "1"  # a step of its own downloads them
+        env["PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD"] = "1"  # a later step downloads them
     if "puppeteer" in depends:
         # its own Chrome comes from a server that machines often can't reach, and a failure fails the installation
         env["PUPPETEER_SKIP_DOWNLOAD"] = "1"
