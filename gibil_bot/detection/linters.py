@@ -40,6 +40,7 @@ _PRE_COMMIT = ".pre-commit-config.yaml"
 _HOOKS = re.compile(r"repo:\s{0,9}[\"']?(https://[\w.-]+/[\w./~-]+)")
 WANTED = (_PRE_COMMIT, "pyproject.toml", "setup.cfg", "tox.ini", *ci_hints.WANTED)
 
+_CHANGES = re.compile(r"--(?:fix|write)\b")
 _SCRIPTS = (
     *("lint", "lint:check", "check:lint", "test:lint", "lint:ci", "lint:js", "check:js", "eslint", "test:eslint"),
     *("format:check", "check:format", "prettier:check", "fmt:check"),
@@ -76,7 +77,7 @@ def node(project: Project, manifest: dict[str, Any], manager: RunsScripts) -> tu
 def _node(project: Project, manifest: dict[str, Any], manager: RunsScripts) -> Iterator[Candidate]:
     """The `lint` script of package.json, else ESLint and the like themselves if the project configures them."""
     scripts = table(manifest.get("scripts"))
-    name = next((name for name in _SCRIPTS if string(scripts.get(name)) and "--fix" not in string(scripts[name])), None)
+    name = next((name for name in _SCRIPTS if string(scripts.get(name)) and not _CHANGES.search(string(scripts[name]))), None)
     if name:
         evidence = project.evidence("package.json", f'"{name}"', f"{name}: {shown(scripts[name])}")
         run = manager.script(name, arguments=True)

@@ -91,6 +91,8 @@ _RUNNERS = (
     ("vitest", "npx vitest run"), ("jest", "npx jest"), ("ava", "npx ava"), ("mocha", "npx mocha"), ("tap", "npx tap"),
     ("jasmine", "npx jasmine"), ("uvu", "npx uvu"), ("tape", "npx tape 'test/**/*.js'"),
 )  # fmt: skip
+_RETRIES = "npm_config_fetch_retry_mintimeout=1000 npm_config_fetch_retry_maxtimeout=5000"
+"""npm and pnpm wait 10 and 60 seconds before they repeat a request, also to a host that the machine can't reach."""
 _INSTALL_FLAGS = ("--legacy-peer-deps", "--force", "--ignore-scripts")
 _BUILDS = re.compile(
     r"(?:npm|pnpm|yarn|bun)(?: run| run-script)?(?: --if-present)? "
@@ -357,7 +359,8 @@ def _steps(project: Project, manifest: dict[str, Any], manager: Manager) -> tupl
     run, evidence = _install(project, manager)
     others = ("package.json", manager.lock, ".npmrc", ".yarnrc", ".yarnrc.yml", "pnpm-workspace.yaml", ".pnpmfile.cjs")
     inputs = [path for path in others if path in project.paths] + _workspaces(project, manifest)
-    return (Step(run=run, evidence=evidence, inputs=tuple(dict.fromkeys(inputs))),)
+    quick = f"{_RETRIES} {run}" if manager.name in ("npm", "pnpm") else run
+    return (Step(run=quick, shown=run, short=run, evidence=evidence, inputs=tuple(dict.fromkeys(inputs))),)
 
 
 def _install(project: Project, manager: Manager) -> tuple[str, Evidence]:
@@ -660,7 +663,7 @@ def _environment(manifest: dict[str, Any], manager: Manager) -> dict[str, str]:
         env["YARN_ENABLE_TELEMETRY"] = "0"
     depends = {**table(manifest.get("dependencies")), **table(manifest.get("devDependencies"))}
     if _INSTALLED_ON_INSTALL.search(_on_install(_scripts(manifest))):
-        env["PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD"] = "1"  # a step of its own downloads them
+        env["PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD"] = "1"  # a later step downloads them
     if "puppeteer" in depends:
         # its own Chrome comes from a server that machines often can't reach, and a failure fails the installation
         env["PUPPETEER_SKIP_DOWNLOAD"] = "1"

@@ -13,6 +13,7 @@ from gibil_bot.detection.values import quoted, table
 _DENO = ("deno.json", "deno.jsonc")
 WANTED = ("mix.exs", *_DENO, "global.json", "*.sln", "*.slnx", "*.csproj", *version_files.WANTED)
 
+_FORMATTER = ".formatter.exs"
 _VERSION = re.compile(r"(\d{1,4}(?:\.\d{1,5}){0,2})(?:-.*)?")
 
 
@@ -38,6 +39,11 @@ def _elixir(project: Project) -> Facts | None:
         runtimes=(Runtime(name="elixir", version=version, evidence=evidence),),
         steps=(Step(run=get, evidence=Evidence(path=lock or "mix.exs"), inputs=("mix.exs", *((lock,) if lock else ()))),),
         tests=(Candidate(run="mix test", evidence=Evidence(path="mix.exs"), needs=("mix",), rank=50),),
+        linters=(
+            (Candidate(run="mix format --check-formatted", evidence=Evidence(path=_FORMATTER), needs=("mix",), rank=50),)
+            if project.has(_FORMATTER)
+            else ()
+        ),
         packages=("elixir", "erlang-dev", "erlang-parsetools"),
         env={"MIX_ENV": "test"},
         caches=("~/.hex",),
@@ -77,5 +83,6 @@ def _deno(project: Project) -> Facts | None:
         ecosystem="Deno",
         runtimes=(Runtime(name="deno", version=version, optional=rank == LAST_RESORT, evidence=pin),),
         tests=(Candidate(run=run, evidence=evidence, needs=("deno",), rank=rank),),
+        linters=(Candidate(run="deno lint", evidence=Evidence(path=manifest), needs=("deno",), rank=60),) if rank == 50 else (),
         caches=("~/.cache/deno",),
     )

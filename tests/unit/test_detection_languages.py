@@ -475,6 +475,13 @@ def test_a_linter_runs_only_if_the_project_is_set_up_for_it(
     assert [each.shown or each.run for each in found] == expected
 
 
+def test_a_script_that_changes_files_isnt_a_linter() -> None:
+    scripts = {"lint": "biome lint --write .", "format:check": "prettier --check ."}
+    found = node.facts(project({"package.json": json.dumps({"scripts": scripts}), "biome.json": "{}"}))
+    assert found is not None
+    assert [each.shown for each in found.linters] == ["npm run format:check"]
+
+
 def test_pre_commit_runs_only_on_a_machine_that_can_fetch_its_hooks() -> None:
     config = "repos:\n  - repo: local\n  - repo: https://github.com/a/hooks;id\n  - repo: https://example.com/b\n"
     found = linters.facts(project({".pre-commit-config.yaml": config, "pyproject.toml": "[tool.ruff]\n"}))
