@@ -91,7 +91,7 @@ SETTINGS: tuple[Setting, ...] = (
         name="GIBIL_RUNTIMES",
         default="–",
         meaning="runtimes that every local machine has from the beginning, comma-separated: `uv,node@22,pnpm@10`; "
-        "`gibil serve` and `doctor` store them",
+        "`gibil serve` and `doctor` store them; what a run had to install is stored after it",
     ),
     Setting(name="GIBIL_HOST", default="127.0.0.1", meaning="the address to listen on"),
     Setting(name="GIBIL_PORT", default="8080", meaning="the port to listen on"),

@@ -17,7 +17,7 @@ from gibil_bot.cli.output import Paint, json_option, print_json, print_message, 
 def runtimes(clear: bool, provider: str | None, as_json: bool) -> None:
     """List the versions of languages and package managers that local machines share, the last used first.
 
-    A run stores what it had to install, and GIBIL_RUNTIMES what should be there from the beginning: at most 4 GB.
+    A run stores what it had to install, and GIBIL_RUNTIMES lists what is stored from the beginning: at most 4 GB.
 
     \b
     gibil cache runtimes

@@ -1,4 +1,4 @@
-"""A process of its own that stores what a run had to install, while the command that the user waited for has ended."""
+"""Stores what a run had to install in a separate process, after the command that the user waited for has ended."""
 
 from __future__ import annotations
 

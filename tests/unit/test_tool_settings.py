@@ -98,7 +98,7 @@ def test_the_settings_are_checked_and_a_private_key_in_the_bundle_is_left_out(tm
         ("GIBIL_CA_BUNDLE", "/nowhere/ca.pem", "must be the path of a readable PEM file, got '/nowhere/ca.pem'"),
         ("GIBIL_CA_BUNDLE", "/dev/null", "has no certificate"),
         ("GIBIL_MIRRORS", "npmjs=https://m.example", "unknown mirror 'npmjs'; did you mean npm"),
-        ("GIBIL_RUNTIMES", "node@22,cobol", "'cobol' can't be stored; known are node, "),
+        ("GIBIL_RUNTIMES", "node@22,cobol", "'cobol' can't be stored; known are python, node, "),
         ("GIBIL_RUNTIMES", "node@22; id", "'22; id' is not a version"),
         ("GIBIL_MIRRORS", "npm", r"npm must be an http\(s\) URL such as https://mirror.example/npm, got ''"),
         ("GIBIL_MIRRORS", "npm=ftp://m.example", "npm must be an http"),
