@@ -63,8 +63,8 @@ _LIMITS_REACHED = (
     (rb"fork: (?:retry: )?Resource temporarily unavailable", _NO_PROCESS),
     (rb"[Cc]annot fork|can't start new thread|spawn \S+ EAGAIN", _NO_PROCESS),
     (rb"unable to create (?:new )?native thread|failed to create new OS thread", _NO_PROCESS),
-    (rb"JavaScript heap out of memory", "Node reached the limit of its own heap (`NODE_OPTIONS=--max-old-space-size=…`)"),
-    (rb"OutOfMemoryError: Java heap space", "Java reached the limit of its own heap (`-Xmx`)"),
+    (rb"JavaScript heap out of memory", "the heap limit of Node was reached (`NODE_OPTIONS=--max-old-space-size=…`)"),
+    (rb"OutOfMemoryError: Java heap space", "the heap limit of Java was reached (`-Xmx`)"),
     (rb"No space left on device", "a disk was full (`machine: {disk: …}`), or /dev/shm (`machine: {memory: …}`)"),
     (rb"Bus error", "usually /dev/shm was full (`machine: {memory: …}`)"),
 )
