@@ -81,7 +81,7 @@ class Tools:
     prepared: PreparedMachines | None = None
     """None: every run prepares its machine itself."""
     caches: Caches | None = None
-    """None: no files are kept for later runs."""
+    """None: no files are stored for later runs."""
     local_checkout: str | None = None
     """The path of the checkout, if runs are of one on this computer and not of a repository on GitHub."""
     fingerprint_key: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
