@@ -28,7 +28,7 @@ def cache() -> None:
     \b
     prepared    a machine with what a run installed, so that the next one needn't
     cache       the files of a `cache` in a workflow or .gibil.yml
-    downloads   of package managers, kept without configuration
+    downloads   of package managers, stored without configuration
 
     A trusted run of a repository uses what an earlier one left. A pull request that isn't trusted reads that, too, but what
     it leaves is used only for the same commit. What was used longest ago is deleted first: a repository has at most 5 GB of

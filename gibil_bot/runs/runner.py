@@ -83,7 +83,7 @@ class Tools:
     prepared: PreparedMachines | None = None
     """None: every run prepares its machine itself."""
     caches: Caches | None = None
-    """None: no files are kept for later runs."""
+    """None: no files are stored for later runs."""
     on_runtimes: Callable[[tuple[str, ...]], None] | None = None
     """Called after a trusted run with the trees of `gibil-runtime` that its machine used. Neither waits nor raises."""
     local_checkout: str | None = None

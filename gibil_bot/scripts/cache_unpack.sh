@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2154  # assigned by caches.py: folder, mode, most_bytes, compressed, patterns; by cache_functions.sh: found
-# Unpacks the archive in the input into a folder of its own, from which cache_place.sh moves it: until the bot has compared the
+# Unpacks the archive in the input into a separate folder, from which cache_place.sh moves it: until the bot has compared the
 # archive's digest, nothing of it is used. Exit status 10: the machine has files at the paths already.
 
 if test "$mode" = missing; then

@@ -32,7 +32,7 @@ class Tree:
         return subprocess.run(["sh", "-c", text], input=given, capture_output=True, timeout=patient(60))
 
     def restore(self, archive: bytes, *patterns: str, only_missing: bool = False) -> int | None:
-        """Unpack and move; return the number of moved paths, None if the archive was refused."""
+        """Unpack and move; return the number of moved paths, None if the archive was rejected."""
         words = [f"!{self.root}{each[1:]}" if each.startswith("!") else f"{self.root}{each}" for each in patterns]
         folder = str(self.root / "caches")
         unpacked = self.run(
@@ -124,12 +124,12 @@ def test_links_on_the_machine_are_not_followed(tree: Tree) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"not an archive", b"\x28\xb5\x2f\xfd" + b"\0" * 100])
-def test_bytes_that_are_no_archive_are_refused(tree: Tree, data: bytes) -> None:
+def test_bytes_that_are_no_archive_are_rejected(tree: Tree, data: bytes) -> None:
     assert not tree.restore(data, "/home/.npm")
     assert tree.listed() == []
 
 
-def test_an_archive_that_is_cut_off_is_refused(tree: Tree) -> None:
+def test_an_archive_that_is_cut_off_is_rejected(tree: Tree) -> None:
     whole = archive(tree, ("@/home/.npm/a", "a" * 5000), ("@/home/.npm/b", "b" * 5000))
     assert tree.restore(whole[:8000], "/home/.npm") is None
     assert tree.listed() == []

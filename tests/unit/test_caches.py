@@ -101,7 +101,7 @@ def test_hashes_of_files_are_replaced_in_keys() -> None:
     assert sorted(map(len, long)) == [512, 512]
 
 
-def test_without_configuration_the_downloads_of_detected_package_managers_are_kept() -> None:
+def test_without_configuration_the_downloads_of_detected_package_managers_are_stored() -> None:
     detected = DetectedProject(purpose="test", key_files=("Gemfile.lock",), caches=("~/.npm", "~/.bundle/cache"))
     plan = Plan(workflow="test", title="", path="", tasks=(TaskPlan(name="t", run=":"),), detected=detected)
     npm, bundle = wanted_caches(plan)
