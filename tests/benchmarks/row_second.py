@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 from gibil_bot.demo.github_double import GitHubDouble
@@ -107,7 +107,7 @@ def _try(gibil: Path, project: Project, data_dir: Path) -> tuple[float, str]:
 
 
 @contextlib.asynccontextmanager
-async def _commented(context: Context, project: Project, data_dir: Path):  # type: ignore[no-untyped-def]
+async def _commented(context: Context, project: Project, data_dir: Path) -> AsyncIterator[Callable[[], Awaitable[float]]]:
     """The bot with the project as a repository; the function comments `/gibil test`, and returns the seconds to the result."""
     folder = data_dir.parent
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=project.folder, capture_output=True, check=True).stdout
