@@ -69,9 +69,14 @@ class Combined:
     groups: tuple[Group, ...]
     env: Mapping[str, str]
     problem: str | None
+    ci_packages: tuple[str, ...] = ()
+    """What the project's CI installs besides; those that a distribution doesn't have are left out."""
+    ci_evidence: Evidence | None = None
 
 
-def combine(folders: Sequence[Folder], purpose: Purpose) -> Combined:
+def combine(
+    folders: Sequence[Folder], purpose: Purpose, ci_packages: tuple[tuple[str, ...], Evidence | None] = ((), None)
+) -> Combined:
     """Choose what has to be prepared for the purpose, and the candidates."""
     groups = []
     for folder in folders:
@@ -97,15 +102,19 @@ def combine(folders: Sequence[Folder], purpose: Purpose) -> Combined:
     env: dict[str, str] = {}
     for _, facts in needed:
         env |= {name: value for name, value in facts.env.items() if name not in env}
+    packages = tuple(dict.fromkeys(package for _, facts in needed for package in facts.packages))
+    more, ci_evidence = ci_packages if needed and purpose == "test" else ((), None)
     return Combined(
         purpose=purpose,
         folders=tuple(folders),
         runtimes=tuple(runtimes.values()),
-        packages=tuple(dict.fromkeys(package for _, facts in needed for package in facts.packages)),
+        packages=packages,
         steps=tuple((folder.path, step) for folder, facts in needed for step in facts.steps),
         groups=tuple(groups),
         env=env,
         problem=None if groups else _problem(folders, purpose),
+        ci_packages=tuple(package for package in more if package not in packages),
+        ci_evidence=ci_evidence,
     )
 
 
@@ -117,7 +126,7 @@ def detection(found: Combined, quotes: tuple[Quote, ...], suggestion: str) -> De
     return Detection(
         facts=facts,
         runtime={runtime.name: runtime.version for runtime in found.runtimes},
-        packages=found.packages,
+        packages=(*found.packages, *found.ci_packages),
         tasks=tuple(_tasks(found, quotes, suggestion)),
         evidence=tuple(_evidence(found)),
         quotes=quotes,
@@ -129,7 +138,7 @@ def detection(found: Combined, quotes: tuple[Quote, ...], suggestion: str) -> De
 
 
 def _tasks(found: Combined, quotes: tuple[Quote, ...], suggestion: str) -> Iterator[DetectedTask]:
-    if found.runtimes or found.packages:
+    if found.runtimes or found.packages or found.ci_packages:
         yield DetectedTask(name="runtime", run=_runtime_script(found), kind="prepare")
     if found.steps:
         yield DetectedTask(name="install", run=_install_script(found), kind="prepare", env=found.env)
@@ -142,6 +151,9 @@ def _runtime_script(found: Combined) -> str:
     if found.packages:
         # The program for packages ends with `exit`.
         parts += ["(\n", f"packages={shlex.quote(' '.join(found.packages))}\n", text("setup_packages"), ")\n"]
+    if found.ci_packages:
+        parts += ["install_packages() (\n", text("setup_packages"), ")\n", text("detect_packages")]
+        parts.append(shlex.join(("optional_packages", _one_line(str(found.ci_evidence)), *found.ci_packages)) + "\n")
     if found.runtimes:
         parts.append(text("detect_runtime"))
     for runtime in found.runtimes:
@@ -231,6 +243,8 @@ def _evidence(found: Combined) -> Iterator[str]:
     ]
     if found.packages:
         lines.append(f"runtime: packages {' '.join(found.packages)}")
+    if found.ci_packages:
+        lines.append(f"runtime: packages {' '.join(found.ci_packages)} ← {found.ci_evidence}")
     lines += [f"install: {_in(path)}{step.shown or step.run} ← {step.evidence}" for path, step in found.steps]
     for group in found.groups:
         several = f"{group.name}: " if len(found.groups) > 1 else ""

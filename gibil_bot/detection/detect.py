@@ -101,7 +101,7 @@ def detect(project: Project, purpose: Purpose) -> Detection:
     folders = [_folder(project, "")]
     if not any(_candidates(facts, purpose) for facts in folders[0].facts):
         folders += [folder for prefix in _subfolders(project.paths) if (folder := _folder(project, prefix)).facts]
-    found = combine.combine(folders, purpose)
+    found = combine.combine(folders, purpose, workflows.packages(project))
     quotes = workflows.quotes(project, purpose)
     text = suggestion.from_facts(found) if found.problem is None else suggestion.from_quotes(project, quotes, purpose)
     return combine.detection(found, quotes, text)

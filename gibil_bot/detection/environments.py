@@ -47,6 +47,8 @@ class EnvironmentFacts:
     """Arguments of `pip install`: (`pytest>=8`,) or (`-r`, `requirements/test.txt`)."""
     extras: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
+    options: frozenset[str] = frozenset()
+    """Options of `uv sync`: `--all-packages`, `--no-default-groups`."""
     candidate: Candidate | None = None
 
 

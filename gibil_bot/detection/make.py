@@ -140,6 +140,8 @@ def _candidate(project: Project, program: str, file: _File, target: str) -> Cand
             return rejected(f"it needs {name}")
         if reason := _matrix([name, *words[1:]]):
             return rejected(reason)
+        if re.match(r"/usr(/local)?/bin/python", words[0]):
+            return rejected(f"it calls {words[0]} instead of the project's environment")
         if "setup.py" in words[:2] and "test" in words:
             return rejected("setuptools no longer has `setup.py test`")
     activated = any(_ENVIRONMENT.search(word) for words in commands for word in words[:2])

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from gibil_bot.detection import hatch, nox, python_requirements, tox
+from gibil_bot.detection import ci_files, hatch, nox, python_ci, python_requirements, tox
 from gibil_bot.detection.environments import EnvironmentFacts
 from gibil_bot.detection.facts import Candidate, Evidence, Facts, Runtime, Step
 from gibil_bot.detection.project import Project
@@ -45,6 +45,7 @@ WANTED = (
     ),
     *_VERSION_FILES,
     *hatch.WANTED,
+    *ci_files.WORKFLOWS,
     *("uv.lock", "poetry.lock", "pdm.lock", "Pipfile.lock", "Pipfile"),
     *python_requirements.REQUIREMENTS,
     *("manage.py", "runtests.py", "tests/runtests.py"),
@@ -98,7 +99,8 @@ def facts(project: Project) -> Facts | None:
     if not manifests and not any(_TEST_CODE.search(project.text(path) or "") for path in sources):
         return None  # scripts
     pytest = _pytest(project)
-    environments = [each for each in (tox.read(project), hatch.read(project), nox.read(project)) if each is not None]
+    readers = (tox.read, hatch.read, nox.read, python_ci.read)
+    environments = [found for read in readers if (found := read(project)) is not None]
     tests = list(_tests(project, environments, pytest, sources))
     manager, steps, env = _install(project, environments, pytest, lead)
     first = steps[0].evidence if steps else lead
@@ -198,11 +200,11 @@ def _install(
     if project.has("uv.lock"):
         return (
             "uv",
-            [_uv_step(project, environments, pytest)],
+            [_uv_step(project, environments, pytest, parts)],
             {"UV_PROJECT_ENVIRONMENT": VENV, "UV_PYTHON": f"{VENV}/bin/python"},
         )
     if project.has("poetry.lock") or (poetry and "project" not in project.toml("pyproject.toml")):
-        return "poetry", [_poetry_step(project, parts, pytest)], {}
+        return "poetry", [_poetry_step(project, environments, parts, pytest)], {}
     if project.has("pdm.lock"):
         groups = {
             **python_requirements.groups(project),
@@ -218,32 +220,45 @@ def _install(
     return "", [_resolution_step(parts, pytest)], {}
 
 
-def _uv_step(project: Project, environments: Sequence[EnvironmentFacts], pytest: Evidence | None) -> Step:
+def _uv_step(project: Project, environments: Sequence[EnvironmentFacts], pytest: Evidence | None, parts: list[Part]) -> Step:
     all_groups = python_requirements.groups(project)
     names = python_requirements.test_names(all_groups)
     names += [name for name in _groups(environments) if name in all_groups and name not in names]
     groups = [word for name in names for word in ("--group", name)]
     extras = ["--all-extras"] if python_requirements.extras(project) else []
-    shown = ["uv", "sync", "--locked", *extras, *groups]
+    given = {option for environment in environments for option in environment.options}
+    if "workspace" in table(project.toml("pyproject.toml"), "tool", "uv"):
+        given.add("--all-packages")
+    options = sorted(given & ({"--all-packages", "--no-default-groups"} if names else {"--all-packages"}))
+    shown = ["uv", "sync", "--locked", *options, *extras, *groups]
     # --inexact keeps pip, which the environment begins with.
-    attempts = [["uv", "sync", "--locked", "--inexact", *extras, *groups]]
+    attempts = [["uv", "sync", mode, "--inexact", *options, *extras, *groups] for mode in ("--locked", "--frozen")]
     if extras:
-        attempts.append(["uv", "sync", "--locked", "--inexact", *groups])
-    attempts.append(["uv", "sync", "--frozen", "--inexact", *groups])
-    run = f"{text('detect_pip')}need_uv\n{_first(attempts)}\n{_ensure(pytest)}"
+        attempts.append(["uv", "sync", "--frozen", "--inexact", *options, *groups])
+    reason = "uv can't use this lock file; installing what the manifests name with pip"
+    fallback = _resolve(parts)
+    run = f"{text('detect_pip')}if need_uv && {_first(attempts)}; then :\n"
+    run += f"else\nsay {shlex.quote(reason)}\nunset UV_PROJECT_ENVIRONMENT\n{fallback}\nfi\n{_ensure(pytest)}"
     inputs = tuple(project.present(("uv.lock", "pyproject.toml")))
     evidence = Evidence(path="uv.lock", text="" if not names else f"groups {', '.join(names)}")
     return Step(run=run, shown=shlex.join(shown), short=f"{_UV_SHORT}{shlex.join(shown)}", evidence=evidence, inputs=inputs)
 
 
-def _poetry_step(project: Project, parts: list[Part], pytest: Evidence | None) -> Step:
+def _poetry_step(
+    project: Project, environments: Sequence[EnvironmentFacts], parts: list[Part], pytest: Evidence | None
+) -> Step:
     lock = project.has("poetry.lock")
-    extras = python_requirements.test_names(python_requirements.extras(project))
+    all_extras = python_requirements.extras(project)
+    extras = python_requirements.test_names(all_extras)
+    extras += [name for each in environments for name in each.extras if name in all_extras and name not in extras]
+    optional = python_requirements.optional_poetry_groups(project)
+    groups = [name for name in optional if name in (*python_requirements.TEST_NAMES, *_groups(environments))]
     command = ["poetry", "install", "--no-interaction", *(word for name in extras for word in ("--extras", name))]
-    groups = [part for _, part in python_requirements.poetry_requirements(project)]
-    if any(word.startswith("pytest") for part in groups for word in part.words):
+    command += [word for name in groups for word in ("--with", name)]
+    required = [part for _, part in python_requirements.poetry_requirements(project, groups)]
+    if any(word.startswith("pytest") for part in required for word in part.words):
         parts = [part for part in parts if part.words != ("pytest",)]
-    return _locked_step("poetry.lock" if lock else "pyproject.toml", "poetry", [command], [*parts, *groups], pytest)
+    return _locked_step("poetry.lock" if lock else "pyproject.toml", "poetry", [command], [*parts, *required], pytest)
 
 
 def _locked_step(path: str, manager: str, commands: list[list[str]], parts: list[Part], pytest: Evidence | None) -> Step:
@@ -335,8 +350,17 @@ def _parts(project: Project, environments: Sequence[EnvironmentFacts], pytest: E
     names = python_requirements.test_names(all_groups)
     names += [name for name in _groups(environments) if name in all_groups and name not in names]
     for name in names:
-        evidence = python_requirements.evidence_in(project, path, "[dependency-groups]", name)
-        parts.append(Part(("--group", name), Evidence(path=path, line=evidence.line, text=f"group {name}")))
+        line = python_requirements.evidence_in(project, path, "[dependency-groups]", name).line
+        evidence = Evidence(path=path, line=line, text=f"group {name}")
+        members = requirements(python_requirements.group_requirements(all_groups, name))
+        remote = [each for each in members if "://" in each]
+        if not remote:
+            parts.append(Part(("--group", name), evidence))
+            continue
+        # A repository that can't be reached shouldn't prevent the others.
+        parts += [Part((each,), evidence) for each in remote]
+        if others := tuple(each for each in members if each not in remote):
+            parts.append(Part(others, evidence))
     pdm = table(project.toml(path), "tool", "pdm", "dev-dependencies")
     for name in python_requirements.test_names(pdm):
         if found := requirements(python_requirements.strings(pdm[name])):

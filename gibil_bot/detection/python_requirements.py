@@ -168,13 +168,23 @@ def requirement_files(project: Project) -> list[Part]:
     return [Part(("-r", path), Evidence(path=path), is_optional=path != "requirements.txt") for path in chosen]
 
 
-def poetry_requirements(project: Project) -> Iterator[tuple[str, Part]]:
-    """Yield (group, requirements) of Poetry's groups that aren't optional, for when Poetry itself can't install them."""
+def optional_poetry_groups(project: Project) -> list[str]:
+    """Return the names of Poetry's groups that it installs only if asked."""
+    groups = table(project.toml("pyproject.toml"), "tool", "poetry", "group")
+    return [name for name in groups if _NAME.fullmatch(name) and table(groups, name).get("optional") is True]
+
+
+def poetry_requirements(project: Project, wanted: Iterable[str] = ()) -> Iterator[tuple[str, Part]]:
+    """Yield (group, requirements) of Poetry's groups that it would install, for when Poetry itself can't.
+
+    `wanted`: optional groups.
+    """
+    chosen = set(wanted)
     path = "pyproject.toml"
     poetry = table(project.toml(path), "tool", "poetry")
     tables = {"dev": table(poetry, "dev-dependencies")}
     for name, group in table(poetry, "group").items():
-        if isinstance(group, dict) and group.get("optional") is not True:
+        if isinstance(group, dict) and (group.get("optional") is not True or name in chosen):
             tables[name] = tables.get(name, {}) | table(group, "dependencies")
     for name, dependencies in tables.items():
         found = requirements(

@@ -36,8 +36,8 @@ def from_facts(found: Combined) -> str:
     }
     if versions:
         lines += ["runtime:", *(f"  {name}: {json.dumps(version)}" for name, version in versions.items())]
-    if found.packages:
-        lines += ["packages:", *(f"  - {_scalar(package)}" for package in found.packages)]
+    if packages := (*found.packages, *found.ci_packages):
+        lines += ["packages:", *(f"  - {_scalar(package)}" for package in packages)]
     env = {name: value for name, value in found.env.items() if VENV not in value}
     if env:
         lines += ["env:", *(f"  {name}: {json.dumps(value)}" for name, value in env.items())]

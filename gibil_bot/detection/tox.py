@@ -63,6 +63,8 @@ def read(project: Project) -> EnvironmentFacts | None:
         requirements=tuple(words for dep in environment.deps if (words := _requirement(dep))),
         extras=tuple(environment.extras),
         groups=tuple(environment.groups),
+        # tox installs these groups and no others.
+        options=frozenset(("--no-default-groups",) if environment.groups else ()),
         candidate=candidate(project, environment, evidence),
     )
 

@@ -13,6 +13,7 @@ from itertools import chain, islice
 from gibil_bot.detection import ci_files
 from gibil_bot.detection.ci_files import Command
 from gibil_bot.detection.detected import Quote
+from gibil_bot.detection.facts import Evidence
 from gibil_bot.detection.project import Project
 
 _AGENTS = "AGENTS.md"
@@ -53,7 +54,8 @@ _NAMES = {
     "lint": re.compile(r"lint|style|format|check", re.IGNORECASE),
 }
 _OTHER = re.compile(
-    r"release|publish|deploy|docs?\b|website|bench|codeql|stale|label|nightly|fuzz|coverage|upload|downstream|wheels|docker|integration",
+    r"release|publish|deploy|docs?\b|website|bench|codeql|stale|label|nightly|fuzz|coverage|upload|downstream|wheels|docker|integration"
+    r"|weekly|dispatch|upstream|third-?party|3rd-party|latest|gpu|minimum|oldest",
     re.IGNORECASE,
 )
 _OTHER_ENVIRONMENT = re.compile(r"(?:^|[\s:,])-?(lint|docs?|typing|types|mypy|style|format|benchmarks?|perf)\b|--version$|-V$")
@@ -61,24 +63,50 @@ _INSTALLS = re.compile(
     r"(^|\s)(pip3?|pipx|uv( tool)?|poetry|pdm|pipenv|npm|pnpm|yarn|bun|bundle|composer|gem|apt(-get)?|go|cargo|conda) "
     r"(install|i|ci|sync|add|get|fetch|update)\b"
 )
+_APT = re.compile(r"\bapt(?:-get)?(?: -\S+)* install ([^;&|#]*)")
+_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]{1,60}")
+_PRESENT = re.compile(
+    r"python.*|pip|nodejs|npm|git|curl|wget|sudo|ca-certificates|software-properties-common|docker.*|podman.*|chromium.*|firefox.*"
+    r"|google-chrome.*|snapd|linux-.*|(gcc|g\+\+|gfortran|clang|llvm)-[0-9.]+.*"
+)
+"""What machines have, what detection installs otherwise, and what is of no use on them."""
+_MOST_PACKAGES = 30
+_EXPRESSION = re.compile(r"\$\{\{.*?\}\}")
 _CODE = re.compile(r"`([^`\n]{3,200})`")
 
 
 def quotes(project: Project, purpose: str) -> tuple[Quote, ...]:
     """Return the commands that test (or lint) the project, the most relevant first, then those that only prepare it."""
-    command = _COMMANDS[purpose]
-    found: list[tuple[int, int, Command]] = []
-    prepares: list[Command] = []
-    for number, each in enumerate(_all_commands(project)):
-        if each.path.rpartition("/")[2] in _SETUP_STEPS:
-            prepares.append(each)
-        elif command.search(each.run) and not _INSTALLS.search(each.run):
-            found.append((-_relevance(each, purpose), number, each))
+    commands = list(_all_commands(project))
     chosen: dict[str, Quote] = {}
-    for _, _, each in sorted(found, key=lambda entry: entry[:2]):
+    for each in _relevant(commands, purpose):
         chosen.setdefault(each.run, Quote(command=each.run, path=each.path, line=each.line))
     best = list(chosen.values())[:_MOST_QUOTES]
+    prepares = [each for each in commands if each.path.rpartition("/")[2] in _SETUP_STEPS]
     return (*best, *(Quote(command=each.run, path=each.path, line=each.line, is_preparation=True) for each in prepares[:20]))
+
+
+def test_job(project: Project) -> tuple[Command, ...]:
+    """Return the commands of the CI's job that tests, up to the one that does; nothing if no job does."""
+    commands = list(_all_commands(project))
+    test = next((each for each in _relevant(commands, "test") if each.job and _relevance(each, "test") >= 0), None)
+    if test is None:
+        return ()
+    return (*(each for each in commands[: commands.index(test)] if each.job == test.job), test)
+
+
+def packages(project: Project) -> tuple[tuple[str, ...], Evidence | None]:
+    """Return the distribution's packages that the CI's job for tests installs, and the first command that does."""
+    found: dict[str, None] = {}
+    evidence: Evidence | None = None
+    for command in test_job(project):
+        for words in _APT.findall(_EXPRESSION.sub("$", command.run)):
+            names = [word.partition("=")[0] for word in words.split() if not word.startswith("-")]
+            names = [name for name in names if _PACKAGE.fullmatch(name) and not _PRESENT.fullmatch(name)]
+            if names and evidence is None:
+                evidence = command.evidence()
+            found |= dict.fromkeys(names)
+    return tuple(found)[:_MOST_PACKAGES], evidence
 
 
 def preparation(project: Project, quote: Quote) -> tuple[str, ...]:
@@ -87,9 +115,20 @@ def preparation(project: Project, quote: Quote) -> tuple[str, ...]:
     place = next((n for n, each in enumerate(commands) if (each.path, each.line) == (quote.path, quote.line)), None)
     if place is None or not commands[place].job:
         return ()
-    job = commands[place].job
-    before = [each.run for each in commands[:place] if (each.path, each.job) == (quote.path, job)]
+    before = [each.run for each in commands[:place] if each.job == commands[place].job]
     return tuple(text.removeprefix("sudo ") for text in before if "${{" not in text and _INSTALLS.search(text))[:20]
+
+
+def _relevant(commands: list[Command], purpose: str) -> list[Command]:
+    """Return the commands for the purpose, the most relevant first."""
+    found = [
+        each
+        for each in commands
+        if each.path.rpartition("/")[2] not in _SETUP_STEPS
+        and _COMMANDS[purpose].search(each.run)
+        and not _INSTALLS.search(each.run)
+    ]
+    return sorted(found, key=lambda each: -_relevance(each, purpose))
 
 
 def _relevance(command: Command, purpose: str) -> int:

@@ -40,7 +40,16 @@ resolve() {
     fi
     test -n "$optional" || return 1
     say "that can't be installed together; trying again without the optional parts"
-    if test "${#needed[@]}" != 0; then pip_install "${needed[@]}" || return 1; fi
+    if test "${#needed[@]}" != 0 && ! pip_install "${needed[@]}"; then
+        # Extras may need what this machine doesn't have; the project itself has to be installed.
+        local -a plain=()
+        for word in "${needed[@]}"; do
+            case $word in '.['*']') plain+=(.) ;; *) plain+=("$word") ;; esac
+        done
+        test "${plain[*]}" != "${needed[*]}" || return 1
+        say "going on without the extras of ${needed[*]}, which can't be installed"
+        pip_install "${plain[@]}" || return 1
+    fi
     optional=''
     for word in "$@" +; do
         if test "$word" != +; then

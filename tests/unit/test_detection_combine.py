@@ -237,6 +237,8 @@ def machine(folder: Path, programs: dict[str, str]) -> str:
     for name in ("sed", "head", "cat", "mkdir", "rm", "awk"):
         (place / name).symlink_to(shutil.which(name) or name)
     for name, content in programs.items():
+        # A link to a program of the computer is replaced, never written through.
+        (place / name).unlink(missing_ok=True)
         (place / name).write_text(f"#!{BASH}\n{content}\n")
         (place / name).chmod(0o755)
     return str(place)
@@ -314,6 +316,32 @@ def test_pip_replaces_uv_where_uv_reaches_no_index(tmp_path: Path) -> None:
 
 def test_a_project_that_cannot_be_installed_fails_the_preparation(tmp_path: Path) -> None:
     assert install("resolve -e broken + pytest", tmp_path)[0] != 0
+
+
+def test_extras_that_cannot_be_installed_are_left_out(tmp_path: Path) -> None:
+    status, output, calls = install("resolve -e '.[broken]' + pytest", tmp_path)
+    assert status == 0
+    assert calls[-2:] == ["uv pip install -e .", "uv pip install pytest"]
+    assert "gibil: going on without the extras of -e .[broken], which can't be installed" in output
+
+
+def test_packages_of_the_ci_that_a_distribution_does_not_have_are_left_out(tmp_path: Path) -> None:
+    ci = (
+        "jobs:\n  test:\n    steps:\n      - run: sudo apt-get update && sudo apt-get -qq install -y libxml2=2.9* libgone"
+        " python3-dev $MORE && true\n      - run: pytest\n"
+    )
+    files = {".github/workflows/test.yml": ci, "pytest.ini": "", "test_a.py": "import pytest"}
+    found = detect(Project(frozenset(files), {path: content.encode() for path, content in files.items()}), "test")
+    assert found.packages == ("libxml2", "libgone")
+    assert "runtime: packages libxml2 libgone ← .github/workflows/test.yml:4 (its CI runs `" in "\n".join(found.evidence)
+    assert "packages:\n  - libxml2\n  - libgone\n" in found.suggestion
+    programs = {"apt-get": 'echo "$*" >>"$HOME/calls"; case "$*" in *libgone*) exit 1 ;; esac', "dpkg-query": "exit 1"}
+    programs |= {"id": "echo 0", "python3": "echo Python 3.12.1; exit 1"}
+    script = found.tasks[0].run.partition("version_of()")[0]
+    done = bash(script, tmp_path, path=machine(tmp_path, programs))
+    assert done.returncode == 0
+    assert "gibil: going on without the package libgone" in done.stdout
+    assert "install -q -y --no-install-recommends libxml2" in (tmp_path / "calls").read_text().splitlines()
 
 
 def test_the_versions_of_a_lock_file_are_preferred(tmp_path: Path) -> None:

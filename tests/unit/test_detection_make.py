@@ -60,6 +60,7 @@ def test_a_target_needs_the_programs_of_its_recipe_and_of_what_it_depends_on(nam
         ("test:\n\t.venv/bin/pytest\n", "virtual environment"),
         ("test:\n\tsource env/bin/activate && pytest\n", "virtual environment"),
         ("PYTHON = python\ntest:\n\t$(PYTHON) setup.py -q test\n", "no longer has `setup.py test`"),
+        ("PYTHON=/usr/bin/python3\ntest:\n\tA=0 ${PYTHON} -I -m pytest\n", "it calls /usr/bin/python3"),
         ("check:\n\truff check .\n\tpython -m mypy x\n", "linters only"),
     ],
 )

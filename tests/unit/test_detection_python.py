@@ -131,8 +131,12 @@ STARLETTE = {
 SCRIPTS_WITHOUT_PROJECT = {"requirements.txt": "flask\n", "test_app.py": "import unittest\n"}
 
 REAL = {
-    "attrs": (ATTRS, ["uv sync --locked --group tests"], ["pytest -n auto", "python -m pytest"]),
-    "click": (CLICK, ["uv sync --locked --group tests"], ["pytest -v --basetemp=/tmp/tox", "python -m pytest"]),
+    "attrs": (ATTRS, ["uv sync --locked --no-default-groups --group tests"], ["pytest -n auto", "python -m pytest"]),
+    "click": (
+        CLICK,
+        ["uv sync --locked --no-default-groups --group tests"],
+        ["pytest -v --basetemp=/tmp/tox", "python -m pytest"],
+    ),
     "django-filter": (
         DJANGO_FILTER,
         ["pip install -e . -r requirements/test.txt -r requirements/test-ci.txt djangorestframework"],
@@ -286,6 +290,77 @@ def test_a_session_that_prepares_runs_with_nox_if_the_ci_does(body: str, command
     assert commands(facts(with_ci))[0] == command
     assert commands(facts({**NOX_BASE, "noxfile.py": text})) == ["python -m pytest"]
     assert "mock" in installs(facts(with_ci))[0]
+
+
+def with_ci(files: dict[str, str], *runs: str) -> dict[str, str]:
+    lines = "".join(f"      - run: {run}\n" for run in runs)
+    return {
+        **files,
+        ".github/workflows/ci.yml": f"jobs:\n  lint:\n    steps:\n      - run: pip install x\n  test:\n    steps:\n{lines}",
+    }
+
+
+@pytest.mark.parametrize(
+    ("runs", "expected"),
+    [
+        (
+            ["pip3 install '.[extra,other]' -r requirements/more.txt -r none.txt", "pytest"],
+            "pip install -e '.[extra]' -r requirements/more.txt pytest",
+        ),
+        (["sudo python -m pip install -U pip tox mock # why", "pytest"], "pip install -e . mock pytest"),
+        (
+            ["uv pip install --group servers ./sub[a] ./none ${{ matrix.x }} >2", "pytest"],
+            "pip install -e . --group servers -e './sub[a]' pytest",
+        ),
+        (["uv run --group servers --with httpx pytest -x"], "pip install -e . --group servers httpx pytest"),
+        (["pip install --pre numpy", "pip install -f http://x y", "pytest"], "pip install -e . pytest"),
+        (["pip install tox-docker", "tox -e py"], "pip install -e . pytest"),
+        (["pip install 'unbalanced", "pytest"], "pip install -e . pytest"),
+    ],
+)
+def test_what_the_job_that_tests_installs_counts(runs: list[str], expected: str) -> None:
+    files = {"pyproject.toml": NOX_BASE["pyproject.toml"], "tests/test_a.py": "import pytest\n"}
+    found = facts(with_ci(files, *runs), "requirements/more.txt", "sub/pyproject.toml")
+    assert installs(found) == [expected]
+
+
+def test_uv_installs_a_workspace_and_what_the_ci_names() -> None:
+    pyproject = (
+        '[project]\nname = "a"\n[dependency-groups]\ndev = []\ntests = []\nmore = []\n[tool.uv.workspace]\nmembers = ["core"]\n'
+    )
+    files = {"pyproject.toml": pyproject, "uv.lock": "", "tests/test_a.py": "import pytest\n"}
+    assert installs(facts(files)) == ["uv sync --locked --all-packages --group tests"]
+    found = facts(with_ci(files, "uv sync --frozen --group more --no-dev", "uv run --no-sync pytest"))
+    assert installs(found) == ["uv sync --locked --all-packages --no-default-groups --group tests --group more"]
+
+
+def test_a_lock_file_that_cant_be_used_is_followed_by_pip() -> None:
+    pyproject = '[project]\nname = "a"\n[dependency-groups]\ntests = ["pytest"]\n'
+    script = facts({"pyproject.toml": pyproject, "uv.lock": "", "tests/test_a.py": "import pytest\n"}).steps[0].run
+    assert "else\nsay 'uv can'\"'\"'t use this lock file; installing what the manifests name with pip'\n" in script
+    assert "resolve -e . + --group tests" in script
+
+
+def test_a_group_with_an_address_is_installed_in_parts() -> None:
+    pyproject = (
+        '[project]\nname = "a"\n[dependency-groups]\nmore = ["mock"]\n'
+        'tests = ["pytest", "leak @ git+https://example.org/leak", { include-group = "more" }]\n'
+    )
+    script = facts({"pyproject.toml": pyproject, "tests/test_a.py": "import pytest\n"}).steps[0].run
+    assert "resolve -e . + 'leak @ git+https://example.org/leak' + pytest mock" in script
+
+
+def test_optional_groups_of_poetry_are_installed_if_they_are_for_tests_or_the_ci_does() -> None:
+    text = '[tool.poetry]\nname = "a"\n[tool.poetry.dependencies]\npython = "^3.9"\n' + "".join(
+        f'[tool.poetry.group.{name}]\noptional = true\n[tool.poetry.group.{name}.dependencies]\n{name}-x = "*"\n'
+        for name in ("test", "docs", "ci")
+    )
+    files = {"pyproject.toml": text, "poetry.lock": "", "tests/test_a.py": "import pytest\n"}
+    assert installs(facts(files)) == ["poetry install --no-interaction --with test"]
+    found = facts(with_ci(files, "poetry install --with=ci", "poetry run pytest"))
+    assert installs(found) == ["poetry install --no-interaction --with test --with ci"]
+    assert "test-x" in found.steps[0].run
+    assert "docs-x" not in found.steps[0].run
 
 
 def test_poetry_groups_have_an_equivalent_for_pip() -> None:
