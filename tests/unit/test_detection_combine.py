@@ -133,6 +133,10 @@ def test_a_makefile_covers_all_ecosystems(tmp_path: Path) -> None:
     assert done.stdout == "gibil: found Makefile:3 (test) → echo covered\ncovered\n"
 
 
+def test_if_no_command_that_was_found_can_run_the_task_ends_like_a_command_that_does_not_exist(tmp_path: Path) -> None:
+    assert bash(last(top(Facts(ecosystem="a", tests=(candidate("x", "absent"),)))), tmp_path).returncode == 127
+
+
 def test_the_last_resort_runs_only_if_nothing_else_can(tmp_path: Path) -> None:
     facts = (Facts(ecosystem="a", tests=(candidate("x", "absent"),)), Facts(ecosystem="b", tests=(candidate("y", "absent"),)))
     done = bash(last(top(*facts, Facts(ecosystem="c", tests=(candidate("echo guess", rank=85),)))), tmp_path)
