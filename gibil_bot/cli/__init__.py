@@ -78,7 +78,8 @@ class _Commands(click.Group):
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Every command takes --json: one JSON value on stdout, everything else on stderr. "
-    "Exit status: 0 ok, 1 the work failed, 2 wrong use, 3 provider, 4 SSH, 5 GitHub, 6 configuration.",
+    "Exit status: 0 ok, 1 the work failed, 2 wrong use, 3 provider, 4 SSH, 5 GitHub, 6 configuration, "
+    "7 the preparation failed.",
 )
 @click.version_option(__version__, prog_name="gibil")
 def gibil() -> None:

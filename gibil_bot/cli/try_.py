@@ -17,6 +17,10 @@ from gibil_bot.cli.output import Paint, json_option, print_json, write_err
 from gibil_bot.config import Settings, load_settings
 from gibil_bot.errors import GibilError, UsageError
 
+PREPARATION_FAILED = 7
+"""The exit status if the project couldn't be prepared."""
+_NOT_FOUND = 127
+
 if TYPE_CHECKING:
     from gibil_bot.model import NewRun, Plan, Run, TaskResult
     from gibil_bot.runs.local_checkout import Checkout
@@ -39,7 +43,8 @@ def try_(path: Path, workflow: str, inputs: tuple[str, ...], dirty: bool, as_jso
     """Run a workflow on a local checkout, on a disposable machine.
 
     Does what the bot would do on a pull request, before you push: the committed HEAD (or, with --dirty, the working tree) is
-    sent to a fresh machine, the tasks run, the machine is burned. Exit status 0 if the run succeeds.
+    sent to a fresh machine, the tasks run, the machine is burned. Exit status 0 if the run succeeds, 1 if it
+    fails, 7 if the project couldn't be prepared (with --json: preparation_failed).
 
     \b
     gibil try
@@ -77,6 +82,7 @@ async def _run(settings: Settings, checkout: Checkout, workflow: str, inputs: di
     from gibil_bot.runs.memory import MemoryRuns
     from gibil_bot.runs.runner import Runner, Tools
     from gibil_bot.runs.sources import LocalBundle
+    from gibil_bot.views import failed_preparation
     from gibil_bot.wiring import open_caches, open_factory, open_prepared, operator_limits
 
     plan = await local_checkout.plan(checkout, workflow, inputs, operator_limits(settings))
@@ -127,7 +133,9 @@ async def _run(settings: Settings, checkout: Checkout, workflow: str, inputs: di
         print_json({**run_view(run, results), "note": run.note, "detected": detected})
     if conclusion.value == "cancelled":
         return 130
-    return 0 if conclusion.value in ("success", "skipped", "neutral") else GibilError.exit_status
+    if conclusion.value in ("success", "skipped", "neutral"):
+        return 0
+    return PREPARATION_FAILED if failed_preparation(run.plan, results) is not None else GibilError.exit_status
 
 
 class Terminal:
@@ -204,7 +212,9 @@ class Terminal:
             so = f"; {missing} didn't run" if missing else ""
             self._print_line(self._paint.bad(f"the preparation failed ({failed.name}){so}"))
         detected = run.plan.detected
-        if detected is None or not (failed or (detected.problem and detected.purpose == "test")):
+        # Detection's script ends like that if none of the commands can run.
+        none_ran = any(result.exit_status == _NOT_FOUND for result in results)
+        if detected is None or not (failed or none_ran or (detected.problem and detected.purpose == "test")):
             return
         for command, place in quotes_view(detected)[:5]:
             self._print_line(f"its CI runs {line(command, 500)} ({line(place)})")

@@ -202,11 +202,13 @@ def _nothing(found: Combined, quotes: tuple[Quote, ...], suggestion: str) -> str
     if found.purpose == "lint" and found.problem is not None:
         reason = f"{problem}; add a target lint to a Makefile, a lint script to package.json, or a ruff.toml"
         return f'say {shlex.quote(reason)}\necho {shlex.quote(reason)} >"$GIBIL_NEUTRAL"\n'
+    # 127: as of a command that doesn't exist, so that reports quote the CI although something was found.
+    status = 1 if found.problem else 127
     lines = [problem]
     lines += [f"its CI runs {quote}" for quote in quotes[:3] if not quote.is_preparation]
     lines += ["write what is right into a .gibil.yml" + (", such as:" if suggestion else "; see gibil init --repo")]
     script = "".join(f"say {shlex.quote(_one_line(line))} >&2\n" for line in lines)
-    return f"{script}printf '%s' {shlex.quote(suggestion)} >&2\nexit 1\n" if suggestion else f"{script}exit 1\n"
+    return f"{script}printf '%s' {shlex.quote(suggestion)} >&2\nexit {status}\n" if suggestion else f"{script}exit {status}\n"
 
 
 def _candidate(function: str, group: Group, candidate: Candidate) -> str:

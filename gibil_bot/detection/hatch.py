@@ -29,7 +29,7 @@ def read(project: Project) -> EnvironmentFacts | None:
     environments = pyproject | table(project.toml("hatch.toml"), "envs")
     for name in (_OWN, *TEST_NAMES, "default"):
         own = table(environments, name)
-        # Environments inherit from `default`, except the one that `hatch test` brings along, and detached ones.
+        # Environments inherit from `default`, except that of `hatch test` and detached ones.
         is_alone = name == _OWN or own.get("detached") is True or own.get("template") == name
         default = {} if is_alone else table(environments, "default")
         found = _facts(project, name, [default, own] if name != "default" else [own])

@@ -50,7 +50,8 @@ async def tried(folder: Path, files: dict[str, str], *arguments: str) -> tuple[d
     done = await asyncio.to_thread(prefork.run, command, env=environment, timeout=patient(120))
     assert done.stdout, done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
-    assert (done.returncode == 0) is (result["conclusion"] in ("success", "neutral")), done.stderr
+    failed = 7 if result["preparation_failed"] else 1
+    assert done.returncode == (0 if result["conclusion"] in ("success", "neutral") else failed), done.stderr
     return result, done.stderr
 
 

@@ -15,8 +15,8 @@ from gibil_bot.detection.detected import Detection
 from gibil_bot.detection.facts import Candidate, Evidence, Facts, Runtime, Step
 from gibil_bot.detection.project import Project
 from gibil_bot.scripts.templates import text
-from tests.doubles.patience import patient
 from tests.doubles.programs import add_programs, write_program
+from tests.doubles.patience import patient
 
 BASH = shutil.which("bash") or "/bin/bash"
 
@@ -132,6 +132,10 @@ def test_a_makefile_covers_all_ecosystems(tmp_path: Path) -> None:
     make = Facts(ecosystem="make", tests=(candidate("echo covered", rank=10),))
     done = bash(last(top(Facts(ecosystem="Python", tests=(candidate("echo python"),)), make)), tmp_path)
     assert done.stdout == "gibil: found Makefile:3 (test) → echo covered\ncovered\n"
+
+
+def test_if_no_command_that_was_found_can_run_the_task_ends_like_a_command_that_does_not_exist(tmp_path: Path) -> None:
+    assert bash(last(top(Facts(ecosystem="a", tests=(candidate("x", "absent"),)))), tmp_path).returncode == 127
 
 
 def test_the_last_resort_runs_only_if_nothing_else_can(tmp_path: Path) -> None:
@@ -269,22 +273,7 @@ def test_a_missing_runtime_is_installed(tmp_path: Path) -> None:
     path = machine(tmp_path, {"gibil-runtime": tool})
     script = top(Facts(ecosystem="Node.js", runtimes=(runtime("22"),), tests=(candidate("true"),))).tasks[0].run
     done = bash(script, tmp_path, path=path)
-    # The tool itself reports what it installed.
-    assert done.stdout == "gibil: found .nvmrc:1 → node 22, which this machine doesn't have; installing it\n", done.stderr
-
-
-def test_native_modules_are_compiled_with_the_headers_of_the_nodejs_that_runs(tmp_path: Path) -> None:
-    path = machine(tmp_path, {"node": "case $1 in -p) echo 20.19.2 ;; *) echo v20.19.2 ;; esac"})
-    headers = tmp_path / "include" / "node"
-    headers.mkdir(parents=True)
-    script = top(Facts(ecosystem="Node.js", runtimes=(runtime(""),), tests=(candidate("true"),))).tasks[0].run
-    cache = tmp_path / ".cache/node-gyp/20.19.2"
-    for patch, exists in ((1, False), (2, True)):
-        lines = [f"#define NODE_{name}_VERSION {n}\n" for name, n in (("MAJOR", 20), ("MINOR", 19), ("PATCH", patch))]
-        (headers / "node_version.h").write_text("".join(lines))
-        assert bash(script, tmp_path, path=f"{path}:{os.defpath}").returncode == 0
-        assert (cache / "include/node/node_version.h").exists() is exists
-    assert (cache / "installVersion").read_text() == "11\n"
+    assert done.stdout.endswith("gibil: node 22.5.0 is installed\n"), done.stderr
 
 
 PIP = "\n".join(
@@ -347,7 +336,7 @@ def test_packages_of_the_ci_that_a_distribution_does_not_have_are_left_out(tmp_p
     assert "runtime: packages libxml2 libgone ← .github/workflows/test.yml:4 (its CI runs `" in "\n".join(found.evidence)
     assert "packages:\n  - libxml2\n  - libgone\n" in found.suggestion
     programs = {"apt-get": 'echo "$*" >>"$HOME/calls"; case "$*" in *libgone*) exit 1 ;; esac', "dpkg-query": "exit 1"}
-    programs |= {"id": "echo 0", "python3": "echo Python 3.12.1; exit 1", "sed": f'exec {shutil.which("sed")} "$@"'}
+    programs |= {"id": "echo 0", "python3": "echo Python 3.12.1; exit 1"}
     script = found.tasks[0].run.partition("version_of()")[0]
     done = bash(script, tmp_path, path=machine(tmp_path, programs))
     assert done.returncode == 0
@@ -379,6 +368,20 @@ def test_few_files_are_read_of_a_large_project() -> None:
     assert len(found) <= WANTED_FILES
     assert {"pyproject.toml", "uv.lock", ".github/workflows/ci.yml"} <= set(found)
     assert len([path for path in found if path.startswith("tests/")]) <= 40
+
+
+def test_native_modules_are_compiled_with_the_headers_of_the_nodejs_that_runs(tmp_path: Path) -> None:
+    path = machine(tmp_path, {"node": "case $1 in -p) echo 20.19.2 ;; *) echo v20.19.2 ;; esac"})
+    headers = tmp_path / "include" / "node"
+    headers.mkdir(parents=True)
+    script = top(Facts(ecosystem="Node.js", runtimes=(runtime(""),), tests=(candidate("true"),))).tasks[0].run
+    cache = tmp_path / ".cache/node-gyp/20.19.2"
+    for patch, exists in ((1, False), (2, True)):
+        lines = [f"#define NODE_{name}_VERSION {n}\n" for name, n in (("MAJOR", 20), ("MINOR", 19), ("PATCH", patch))]
+        (headers / "node_version.h").write_text("".join(lines))
+        assert bash(script, tmp_path, path=f"{path}:{os.defpath}").returncode == 0
+        assert (cache / "include/node/node_version.h").exists() is exists
+    assert (cache / "installVersion").read_text() == "11\n"
 
 
 def test_playwright_that_cant_download_uses_the_distributions_chromium(tmp_path: Path) -> None:

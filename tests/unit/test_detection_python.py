@@ -225,7 +225,7 @@ def test_hatch_environments_and_pdm_groups_count() -> None:
     assert installs(facts({"pyproject.toml": pdm, "tests/test_a.py": ""})) == ["pip install -e . 'pytest<9'"]
 
 
-def test_hatch_has_a_file_and_scripts_of_its_own() -> None:
+def test_the_file_and_the_scripts_of_hatch_are_read() -> None:
     base = {"pyproject.toml": '[project]\nname = "a"\n', "tests/test_a.py": "import pytest\n", "backend/pyproject.toml": ""}
     own = '[envs.hatch-test]\nworkspace.members = ["backend/", "../x"]\nextra-dependencies = ["trustme"]\n'
     found = facts({**base, "hatch.toml": own})
