@@ -29,9 +29,14 @@ def begin_script() -> str:
     return text("prepared_begin")
 
 
-def leave_script(workspace: str = WORKSPACE) -> str:
-    """Return a script that checks a prepared machine and, unless it is busy, cleans its disk; `parse_left` reads its output."""
-    return script("prepared_leave", WORKSPACE=shlex.quote(workspace))
+def leave_script(workspace: str = WORKSPACE, *, continues: bool = False) -> str:
+    """Return a script that checks a prepared machine and, unless it is busy, cleans its disk; `parse_left` reads its output.
+
+    `continues`: it is a cloud machine, on which the run continues; nothing is removed.
+    """
+    others = text("archive_busy" if continues else "prepared_others")
+    clean = "" if continues else text("prepared_clean")
+    return script("prepared_leave", WORKSPACE=shlex.quote(workspace), OTHERS=others, CLEAN=clean)
 
 
 def parse_left(output: bytes) -> Left | None:
