@@ -85,6 +85,7 @@ def prepared_view(entry: PreparedMachine) -> dict[str, object]:
     """Return a prepared machine as JSON."""
     return {
         "id": entry.layer,
+        "provider": entry.provider,
         "repository": entry.repository_name,
         "workflow": entry.workflow,
         "scope": entry.scope,
