@@ -24,7 +24,7 @@ def cache() -> None:
 
     A trusted run of a repository starts from what an earlier one left. A pull request that isn't trusted reads that, too, but
     what it leaves is used only for the same commit. What was used longest ago is deleted first: at most 5 GB for a repository
-    and 20 GB in all are stored.
+    and 20 GB in all are stored, on this computer's disk, which costs nothing at a cloud: those of cloud machines are archives.
 
     \b
     gibil cache list
@@ -55,7 +55,7 @@ async def _list(provider: str | None, as_json: bool) -> int:
     opened = open_provider(settings)
     try:
         prepared = open_prepared(settings, opened)
-        usages = await prepared.usages() if prepared is not None else []
+        usages = await prepared.usages()
     finally:
         await opened.close()
     if as_json:
@@ -65,11 +65,11 @@ async def _list(provider: str | None, as_json: bool) -> int:
         print_message("there are no prepared machines; a run keeps one after it has installed something")
         return 0
     paint = Paint(sys.stdout)
-    rows: list[tuple[str, ...]] = [("ID", "REPOSITORY", "WORKFLOW", "SCOPE", "SIZE", "SAVES", "LAST USED")]
+    rows: list[tuple[str, ...]] = [("ID", "PROVIDER", "REPOSITORY", "WORKFLOW", "SCOPE", "SIZE", "SAVES", "LAST USED")]
     for usage in usages:
         entry = usage.entry
         row = (
-            entry.layer, entry.repository_name, entry.workflow, entry.scope, f"{entry.size_mb} MB",
+            entry.layer, entry.provider, entry.repository_name, entry.workflow, entry.scope, f"{entry.size_mb} MB",
             f"{entry.prepared_in_s:.0f} s", timestamp(usage.used_at) or "",
         )  # fmt: skip
         rows.append(tuple(printable(cell) for cell in row))
@@ -103,8 +103,7 @@ async def _clear(repository: str | None, provider: str | None, as_json: bool) ->
     kept: list[PreparedMachine] = []
     try:
         prepared = open_prepared(settings, opened)
-        if prepared is not None:
-            gone, kept = await prepared.clear(repository)
+        gone, kept = await prepared.clear(repository)
     finally:
         await opened.close()
     for entry in kept:
