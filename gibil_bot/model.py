@@ -725,6 +725,7 @@ class PreparedMachine(Struct, frozen=True, kw_only=True):
     size_mb: int
     depth: int
     created_at: datetime
+    provider: str = "local"
 
     def fits(self, key: PreparedKey) -> bool:
         """Return whether nothing is left to install for that key."""
@@ -755,7 +756,7 @@ class CacheEntry(Struct, frozen=True, kw_only=True):
 
 
 class LayerInfo(Struct, frozen=True, kw_only=True):
-    """The disk of an ended machine, read-only, that new machines can start from."""
+    """The disk of an ended machine, read-only, that machines can start from; or an archive of a machine (ports.Archiving)."""
 
     id: str
     parent: str | None
@@ -763,7 +764,7 @@ class LayerInfo(Struct, frozen=True, kw_only=True):
     depth: int
     """Number of layers from this one down: 1 if it has no parent."""
     size_mb: int
-    """Without its parents."""
+    """Without its parents; an archive contains them."""
     created_at: datetime
 
 

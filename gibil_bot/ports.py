@@ -195,6 +195,44 @@ class Layering(Protocol):
 
 
 @runtime_checkable
+class Archiving(Protocol):
+    """The alternative to `Layering` for machines that have no layers: a store of what commands changed on them.
+
+    An archive is taken from a machine that continues, and restored on a new machine before its first task has run.
+    """
+
+    name: str
+    """The provider's name."""
+
+    async def archive(self, shell: Shell, layer_id: str, parent: str | None) -> LayerInfo:
+        """Store an archive of the machine under that id of 8 to 40 hexadecimal digits. The machine isn't changed.
+
+        `parent`: the archive that it was restored from. The archive is complete or doesn't exist. Raises ProviderError, and
+        MachineLost if the connection is lost.
+        """
+
+    async def restore(self, shell: Shell, layer_id: str) -> None:
+        """Change a machine that has the commit, and on which no task has run. Safe to repeat.
+
+        Raises ProviderError with code LAYER_GONE if the archive can't be used any more; then the machine is unchanged. After
+        SSHError it isn't fit for use. In both cases the archive is deleted if it is the cause. Raises MachineLost if the
+        machine was restored from another archive.
+        """
+
+    async def restored(self, shell: Shell) -> str | None:
+        """Return the archive that the machine was restored from, perhaps incompletely; the machine says it.
+
+        Raises MachineLost.
+        """
+
+    async def layers(self) -> list[LayerInfo]:
+        """Return all archives, oldest first."""
+
+    async def delete_layer(self, layer_id: str) -> bool:
+        """Delete an archive; False if it doesn't exist. A restore that has begun isn't disturbed."""
+
+
+@runtime_checkable
 class Metered(Protocol):
     """A provider whose machines have limits below what the operating system on them shows."""
 

@@ -97,6 +97,7 @@ def prepared_view(entry: PreparedMachine) -> dict[str, object]:
     return {
         "id": entry.layer,
         "kind": "prepared",
+        "provider": entry.provider,
         "repository": entry.repository_name,
         "workflow": entry.workflow,
         "scope": entry.scope,

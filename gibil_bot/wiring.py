@@ -119,11 +119,19 @@ def open_provider(settings: Settings, *, room_wait_s: float = 0.0) -> Provider:
     return LocalProvider(settings.data_dir, room_wait_s=room_wait_s)
 
 
-def open_prepared(settings: Settings, provider: Provider) -> PreparedMachines | None:
-    """Open the prepared machines of this data directory; None if the provider can't keep any."""
+def open_prepared(settings: Settings, provider: Provider) -> PreparedMachines:
+    """Open the prepared machines of this data directory: layers of local machines, archives of others."""
+    from gibil_bot.providers.local.provider import LocalProvider
+    from gibil_bot.runs.archives import LEAST_S, ArchiveStore
     from gibil_bot.runs.prepared import PreparedMachines
 
-    return PreparedMachines(settings.data_dir / "prepared", provider) if isinstance(provider, Layering) else None
+    folder = settings.data_dir / "prepared"
+    archives = ArchiveStore(settings.data_dir / "archives", "hetzner")
+    if isinstance(provider, Layering):
+        return PreparedMachines(folder, provider, name=provider.name, others={archives.name: archives})
+    return PreparedMachines(
+        folder, archives, name=archives.name, others={"local": LocalProvider(settings.data_dir)}, least_s=LEAST_S
+    )
 
 
 def open_caches(settings: Settings) -> Caches:

@@ -32,7 +32,8 @@ def cache() -> None:
 
     A trusted run of a repository uses what an earlier one left. A pull request that isn't trusted reads that, too, but what
     it leaves is used only for the same commit. What was used longest ago is deleted first: a repository has at most 5 GB of
-    prepared machines and 3 GB of caches, all repositories together have at most 20 GB and 12 GB.
+    prepared machines and 3 GB of caches, all repositories together have at most 20 GB and 12 GB, all on this computer's disk.
+    Those of cloud machines are archives, which cost nothing at the cloud.
 
     \b
     gibil cache list
@@ -63,7 +64,7 @@ async def _list(provider: str | None, as_json: bool) -> int:
     opened = open_provider(settings)
     try:
         prepared = open_prepared(settings, opened)
-        machines = await prepared.usages() if prepared is not None else []
+        machines = await prepared.usages()
     finally:
         await opened.close()
     found = [(usage.used_at, prepared_view(usage.entry)) for usage in machines]
@@ -76,10 +77,10 @@ async def _list(provider: str | None, as_json: bool) -> int:
         print_message("nothing is stored; a run keeps what it has installed and downloaded")
         return 0
     paint = Paint(sys.stdout)
-    rows: list[tuple[str, ...]] = [("ID", "KIND", "REPOSITORY", "WORKFLOW", "SCOPE", "KEY", "SIZE", "LAST USED")]
+    rows: list[tuple[str, ...]] = [("ID", "KIND", "PROVIDER", "REPOSITORY", "WORKFLOW", "SCOPE", "KEY", "SIZE", "LAST USED")]
     for used_at, view in found:
         key = f"saves {view['saves_s']:.0f} s" if view["kind"] == "prepared" else view["key"]
-        cells = [view["id"], view["kind"], view["repository"], view["workflow"], view["scope"], key]
+        cells = [view["id"], view["kind"], view.get("provider", ""), view["repository"], view["workflow"], view["scope"], key]
         row = (*cells, f"{view['size_mb']:.0f} MB", timestamp(used_at))
         rows.append(tuple(printable(str(cell), _CELL) for cell in row))
     print_text(table(rows, style=lambda number, line: paint.bold(line) if number == 0 else line))
@@ -116,8 +117,7 @@ async def _clear(repository: str | None, provider: str | None, as_json: bool) ->
     try:
         caches = await open_caches(settings).clear(repository)
         prepared = open_prepared(settings, opened)
-        if prepared is not None:
-            gone, kept = await prepared.clear(repository)
+        gone, kept = await prepared.clear(repository)
     finally:
         await opened.close()
     for entry in kept:

@@ -24,6 +24,7 @@ from textwrap import indent
 
 from gibil_bot.errors import UsageError
 from gibil_bot.model import MachineSpec
+from gibil_bot.scripts.archive import begin_functions
 from gibil_bot.scripts.runtimes import TOOL_PATH, runtime_tool
 from gibil_bot.scripts.templates import script, text
 from gibil_bot.scripts.tool_settings import CA_FILE, tool_files
@@ -107,7 +108,7 @@ def user_data(spec: MachineSpec, expires_at: datetime) -> str:
             *([] if spec.first_host_key else [_file(MARK, "from the beginning\n", "0644")]),
             _file("/etc/ssh/sshrc", script("machine_sshrc", MARK=MARK), "0644"),
             _file("/usr/local/sbin/gibil-guard", text("machine_guard"), "0755"),
-            _file("/usr/local/sbin/gibil-base", script("machine_base", PROGRAMS=programs), "0755"),
+            _file("/usr/local/sbin/gibil-base", script("machine_base", PROGRAMS=programs, BEGIN=begin_functions()), "0755"),
             _file("/etc/systemd/system/gibil-guard.service", _GUARD_UNIT, "0644"),
             *(_file(path, content, "0644") for path, content in tool_files(spec.ca_bundle, spec.mirrors).items()),
             _compressed_file(TOOL_PATH, runtime_tool(), "0755"),

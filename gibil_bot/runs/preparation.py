@@ -4,6 +4,9 @@ A run begins on the newest prepared machine that it may read. Once its commit an
 the same key nothing has to be installed; with the same kind of preparation the preparing tasks run on top; otherwise the run
 changes to a plain machine. After its preparing tasks, the machine's disk becomes a layer, and the run continues on a new
 machine on top of it.
+
+With archives, a run begins on a plain machine. Once the keys are compared, an archive is restored on it. After its preparing
+tasks, the machine is archived, and continues.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from typing import Literal
 
 from gibil_bot.clock import now
 from gibil_bot.detection.detect import wanted
-from gibil_bot.errors import GibilError, MachineNotFound, ProviderError, UsageError
+from gibil_bot.errors import GibilError, MachineLost, MachineNotFound, ProviderError, UsageError
 from gibil_bot.model import Plan, PreparedKey, PreparedMachine, Run, TaskResult, TaskStatus
 from gibil_bot.ports import Shell
 from gibil_bot.runs.prepared import (
@@ -55,9 +58,17 @@ class Preparation:
         self._machines, self._scope, self._provider = machines, scope, provider
         self._key: PreparedKey | None = None
         self._whole_tree = True
+        self._archives = machines.archives
+
+    @property
+    def has_archives(self) -> bool:
+        """Whether machines are archived, and not based on layers."""
+        return self._archives is not None
 
     async def first(self, plan: Plan) -> PreparedMachine | None:
         """Return the entry to start from, before the commit is known. Never raises."""
+        if self._archives is not None:
+            return None
         entries = await self._readable()
         if not any(task.detect for task in plan.tasks):
             kind = kind_of(plan, self._provider)
@@ -82,6 +93,29 @@ class Preparation:
                 return Choice("change", found[0])
         return Choice("prepare" if layer is None else "change", None)
 
+    async def restored(self, shell: Shell, layer: str | None) -> str | None:
+        """Return the entry that the machine started from. `layer`: the layer below it. Raises MachineLost, SSHError.
+
+        What a machine says is used only if the run may read that entry.
+        """
+        if self._archives is None:
+            return layer
+        name = await self._archives.restored(shell)
+        if name is not None and not any(entry.layer == name for entry in await self._readable()):
+            raise MachineLost("The archive that this machine was restored from no longer exists")
+        return name
+
+    async def restore(self, shell: Shell, entry: PreparedMachine | None) -> bool:
+        """Change the plain machine into the one that a run needs; False if it needs another machine.
+
+        Raises ProviderError with code LAYER_GONE if the entry can't be used and the machine is unchanged. Raises MachineLost,
+        SSHError; then the machine isn't fit for use.
+        """
+        if self._archives is None or entry is None:
+            return False
+        await self._archives.restore(shell, entry.layer)
+        return True
+
     async def used(self, entry: PreparedMachine) -> None:
         await self._machines.used(entry)
 
@@ -92,6 +126,8 @@ class Preparation:
 
     async def saved(self, run: Run, attempt: int, plan: Plan, results: Mapping[int, TaskResult]) -> str | None:
         """Return the layer that this run has saved, if only its preparing tasks have run and their machine is gone."""
+        if self._archives is not None:
+            return None
         preparing = len(preparing_tasks(plan))
         if not results or any(index >= preparing or result.finished_at is None for index, result in results.items()):
             return None
@@ -111,7 +147,7 @@ class Preparation:
         results: Mapping[int, TaskResult],
         exports: tuple[Mapping[str, str], tuple[str, ...]],
     ) -> PreparedMachine | None:
-        """End the machine and keep its disk, if that is allowed and useful; None if the machine continues.
+        """End the machine and keep its disk, if that is allowed and useful; None if the machine continues, perhaps archived.
 
         Raises ProviderError if the machine has ended and its disk couldn't be stored, and what `Shell.run` raises.
         """
@@ -126,7 +162,7 @@ class Preparation:
             return None
         if any(entry.fits(self._key) and entry.scope == self._scope.writes for entry in await self._readable()):
             return None  # another run has saved the same meanwhile
-        answer = await shell.run(scripts.leave_script(), timeout_s=_SCRIPT_S)
+        answer = await shell.run(scripts.leave_script(continues=self._archives is not None), timeout_s=_SCRIPT_S)
         left = scripts.parse_left(answer.stdout) if answer.exit_status == 0 else None
         if left is None or left.busy:
             return None
@@ -147,11 +183,23 @@ class Preparation:
             depth=1,
             created_at=now(),
         )
+        if self._archives is not None:
+            await self._archive(shell, run, entry)
+            return None
         try:
             return await self._machines.save(machine, entry)
         except (UsageError, MachineNotFound) as error:
             log.info("run %s: its machine isn't stored as a prepared one: %s", run.id, error.message)
             return None
+
+    async def _archive(self, shell: Shell, run: Run, entry: PreparedMachine) -> None:
+        """Archive the machine. A failure changes nothing for the run."""
+        try:
+            assert self._archives is not None
+            parent = await self._archives.restored(shell)
+            await self._machines.archive(shell, entry, parent)
+        except GibilError as error:  # the next task finds out whether the machine still exists
+            log.info("run %s: its machine isn't stored as a prepared one: %s", run.id, error.message)
 
     async def _readable(self) -> list[PreparedMachine]:
         try:

@@ -1,4 +1,4 @@
-"""Prepared machines: layers that runs left after their preparation, and which of them another run may start from.
+"""Prepared machines: layers or archives that runs left after their preparation, and which of them another run may start from.
 
 <data dir>/prepared/LAYER.json     one entry for each layer; its modification time is when it was last used
 
@@ -26,7 +26,7 @@ from msgspec.structs import replace
 from gibil_bot.clock import now
 from gibil_bot.errors import ProviderError
 from gibil_bot.model import LayerInfo, Plan, PreparedMachine, Run, TaskPlan, Trust
-from gibil_bot.ports import Layering
+from gibil_bot.ports import Archiving, Layering, Shell
 
 log = logging.getLogger("gibil.runner")
 
@@ -111,28 +111,40 @@ def _digest(value: object) -> str:
 
 
 class PreparedMachines:
-    """The entries of one data directory, and their layers at the provider. Several processes may use it at once."""
+    """The entries of one data directory, and their layers at the provider. Several processes may use it at once.
+
+    `name`: the provider's name. `others`: where entries of other providers have their layers. The limits apply to all together.
+    """
 
     def __init__(
         self,
         folder: Path,
-        provider: Layering,
+        provider: Layering | Archiving,
         *,
+        name: str = "local",
+        others: Mapping[str, Layering | Archiving] | None = None,
         total_mb: int = TOTAL_MB,
         repository_mb: int = REPOSITORY_MB,
         free_mb: int = FREE_MB,
         least_s: float = LEAST_S,
     ) -> None:
-        self._folder, self._provider = folder, provider
+        self._folder, self._provider, self._name = folder, provider, name
+        self._stores: dict[str, Layering | Archiving] = {name: provider, **(others or {})}
         self.least_s = least_s
         self._total_mb, self._repository_mb, self._free_mb = total_mb, repository_mb, free_mb
+
+    @property
+    def archives(self) -> Archiving | None:
+        """None: the provider has layers."""
+        return self._provider if isinstance(self._provider, Archiving) else None
 
     async def readable(self, scope: Scope) -> list[PreparedMachine]:
         """Return the entries that the run may start from, the last used first. Raises ProviderError."""
         found = [
             usage.entry
             for usage in await self.usages()
-            if usage.entry.repository == scope.repository and usage.entry.scope in scope.reads
+            if (usage.entry.repository, usage.entry.provider) == (scope.repository, self._name)
+            and usage.entry.scope in scope.reads
         ]
         if not found:
             return []
@@ -155,8 +167,16 @@ class PreparedMachines:
 
         Raises MachineNotFound, UsageError, ProviderError.
         """
-        info = await self._provider.save_layer(machine, entry.layer)
-        entry = replace(entry, size_mb=info.size_mb, depth=info.depth)
+        assert isinstance(self._provider, Layering)
+        return await self._record(entry, await self._provider.save_layer(machine, entry.layer))
+
+    async def archive(self, shell: Shell, entry: PreparedMachine, parent: str | None) -> PreparedMachine:
+        """Archive the machine, which continues, and delete what exceeds the limits. Raises ProviderError, MachineLost."""
+        assert isinstance(self._provider, Archiving)
+        return await self._record(entry, await self._provider.archive(shell, entry.layer, parent))
+
+    async def _record(self, entry: PreparedMachine, info: LayerInfo) -> PreparedMachine:
+        entry = replace(entry, size_mb=info.size_mb, depth=info.depth, provider=self._name)
         try:
             await asyncio.to_thread(self._write, entry)
             await self.evict(entry.layer)
@@ -185,14 +205,18 @@ class PreparedMachines:
 
         What untrusted runs left is deleted first, and nothing of a trusted run is deleted in its favour.
         """
-        layers = {info.id: info for info in await self._provider.layers()}
-        usages = [usage for usage in await self.usages() if usage.entry.layer in layers]
-        await self._delete_orphans(layers, {usage.entry.layer for usage in usages})
+        everything = await self.usages()
+        usages: list[Usage] = []
+        for name, layers in (await self._layers(everything)).items():
+            known = [usage for usage in everything if usage.entry.provider == name and usage.entry.layer in layers]
+            await self._delete_orphans(name, layers, {usage.entry.layer for usage in known})
+            usages += known
+        usages.sort(key=lambda usage: (usage.used_at, usage.entry.layer), reverse=True)
         gone: list[str] = []
         missing_mb = await asyncio.to_thread(self._missing_mb)
         in_use = {keep}
         while (usage := self._next_to_delete(usages, in_use, missing_mb)) is not None:
-            if await self._delete(usage.entry.layer):
+            if await self._delete(usage.entry.provider, usage.entry.layer):
                 gone.append(usage.entry.layer)
                 usages.remove(usage)
                 in_use = {keep}  # the one below it may be free now
@@ -235,25 +259,38 @@ class PreparedMachines:
         wanted = [usage.entry for usage in await self.usages() if repository in (None, usage.entry.repository_name)]
         gone: list[PreparedMachine] = []
         for entry in sorted(wanted, key=lambda entry: -entry.depth):
-            if await self._delete(entry.layer):
+            if await self._delete(entry.provider, entry.layer):
                 gone.append(entry)
         if repository is None:
-            layers = {info.id: info for info in await self._provider.layers()}
-            await self._delete_orphans(layers, {entry.layer for entry in wanted if entry not in gone})
+            for name, layers in (await self._layers(await self.usages())).items():
+                await self._delete_orphans(name, layers, {entry.layer for entry in wanted if entry not in gone})
         return gone, [entry for entry in wanted if entry not in gone]
 
-    async def _delete_orphans(self, layers: Mapping[str, LayerInfo], known: set[str]) -> None:
+    async def _layers(self, usages: Sequence[Usage]) -> dict[str, dict[str, LayerInfo]]:
+        """Return the layers by provider: ours, and others that have entries and can be asked. Raises ProviderError."""
+        used = {usage.entry.provider for usage in usages}
+        found = {self._name: {info.id: info for info in await self._provider.layers()}}
+        for name in used & self._stores.keys() - found.keys():
+            with contextlib.suppress(ProviderError):
+                found[name] = {info.id: info for info in await self._stores[name].layers()}
+        return found
+
+    async def _delete_orphans(self, provider: str, layers: Mapping[str, LayerInfo], known: set[str]) -> None:
         orphans = [info for info in layers.values() if info.id not in known and now() - info.created_at > _ORPHANED_AFTER]
         for info in sorted(orphans, key=lambda info: -info.depth):
-            await self._delete(info.id)
+            await self._delete(provider, info.id)
         for usage in await self.usages():
-            if usage.entry.layer not in layers and now() - usage.entry.created_at > _ORPHANED_AFTER:
-                await asyncio.to_thread(self._forget, usage.entry.layer)
+            entry = usage.entry
+            if entry.provider == provider and entry.layer not in layers and now() - entry.created_at > _ORPHANED_AFTER:
+                await asyncio.to_thread(self._forget, entry.layer)
 
-    async def _delete(self, layer: str) -> bool:
-        """Delete a layer and its entry; False if it is in use."""
+    async def _delete(self, provider: str, layer: str) -> bool:
+        """Delete a layer and its entry; False if it is in use, or its provider can't be asked."""
+        store = self._stores.get(provider)
+        if store is None:
+            return False
         try:
-            await self._provider.delete_layer(layer)
+            await store.delete_layer(layer)
         except ProviderError:
             return False
         await asyncio.to_thread(self._forget, layer)

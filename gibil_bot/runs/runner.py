@@ -253,8 +253,8 @@ class Runner:
                         old, (machine, shell) = shell, changed
                         await _ignore_errors(old.close())
                 caches = await self._unless_cancelled(self._restore_caches(shell, execution))
-            elif self._preparation is not None and machine.layer is not None and execution.skipped_preparation:
-                exports = await self._preparation.exports(machine.layer)
+            elif self._preparation is not None and execution.skipped_preparation:
+                exports = await self._preparation.exports(await self._preparation.restored(shell, machine.layer))
                 if exports is None:
                     raise MachineLost("The prepared machine of this run is no longer known")
                 execution.inherit(*exports)
@@ -371,16 +371,27 @@ class Runner:
         self, preparation: Preparation, shell: Shell, execution: Execution, machine: Machine, attempt: int
     ) -> tuple[Machine, Shell] | None:
         """Decide which tasks have nothing to do. Returns another machine if the run needs one."""
-        choice = await preparation.choose(shell, self._run.plan, machine.layer)
-        changed = None
+        layer = await preparation.restored(shell, machine.layer)
+        choice = await preparation.choose(shell, self._run.plan, layer)
+        changed, spent_s = None, 0.0
         if choice.what == "change":
-            name = machine.name
-            await self._tools.factory.destroy(name)
-            self._tools.transfer.begin(self._run)
-            changed = machine, shell = await self._create_from(name, choice.entry)
-            execution.continue_on(shell)
-            await self._copy_and_prepare(shell, execution, machine.layer)
-            choice = await preparation.choose(shell, self._run.plan, machine.layer)
+            started = time.perf_counter()
+            entry = choice.entry if layer is None else None
+            try:
+                is_restored = await preparation.restore(shell, entry)
+            except (ProviderError, SSHError, MachineLost) as error:
+                # After LAYER_GONE the machine is still a plain one.
+                log.info("run %s: %s", self._run.id, error.message)
+                if isinstance(error, ProviderError) and error.code == LAYER_GONE:
+                    return None
+                is_restored = False
+            if is_restored and entry is not None:
+                layer, spent_s = entry.layer, time.perf_counter() - started
+                self._journal.note("restored", machine=machine.name, seconds=spent_s)
+            else:
+                changed = machine, shell = await self._another_machine(machine.name, choice.entry, execution)
+                layer = await preparation.restored(shell, machine.layer)
+            choice = await preparation.choose(shell, self._run.plan, layer)
         if choice.entry is None or choice.what == "change":
             return changed  # it is a plain machine, or a layer was deleted meanwhile: everything is installed
         await preparation.used(choice.entry)
@@ -388,10 +399,10 @@ class Runner:
         if choice.what == "prepare":
             await self._note(f"Started from the nearest prepared machine ({short}); what changed was installed on it.")
             return changed
-        what = f"prepared machine {short}, saved {choice.entry.prepared_in_s:.0f} s"
-        await self._note(f"Started from a prepared machine ({short}, saved {choice.entry.prepared_in_s:.0f} s).")
+        saved = f"saved {max(0.0, choice.entry.prepared_in_s - spent_s):.0f} s"
+        await self._note(f"Started from a prepared machine ({short}, {saved}).")
         execution.inherit(choice.entry.env, choice.entry.paths)
-        await execution.skip(range(len(preparing_tasks(self._run.plan))), what)
+        await execution.skip(range(len(preparing_tasks(self._run.plan))), f"prepared machine {short}, {saved}")
         return changed
 
     async def _restore_caches(self, shell: Shell, execution: Execution) -> RunCaches | None:
@@ -418,6 +429,17 @@ class Runner:
         for note in caches.notes:
             await self._note(note)
 
+    async def _another_machine(self, name: str, entry: PreparedMachine | None, execution: Execution) -> tuple[Machine, Shell]:
+        await self._tools.factory.destroy(name)
+        self._tools.transfer.begin(self._run)
+        assert self._preparation is not None
+        if self._preparation.has_archives:
+            entry = None
+        machine, shell = await self._create_from(name, entry)
+        execution.continue_on(shell)
+        await self._copy_and_prepare(shell, execution, machine.layer)
+        return machine, shell
+
     async def _keep(
         self,
         shell: Shell,
@@ -431,8 +453,15 @@ class Runner:
         if self._cancellation.reason is not None:
             return None
         started = time.perf_counter()
-        entry = await self._preparation.save(shell, name, self._run, attempt, self._run.plan, execution.results, exports)
+        saving = self._preparation.save(shell, name, self._run, attempt, self._run.plan, execution.results, exports)
+        entry = await (self._unless_cancelled(saving) if self._preparation.has_archives else saving)
         if entry is None:
+            if (
+                shell.is_closed
+                and self._preparation.has_archives
+                and (found := await self._tools.factory.get(name)) is not None
+            ):
+                return found, await self._tools.factory.open(found)
             return None
         machine, shell = await self._create(name, entry.layer)
         self._journal.note("kept", machine=name, seconds=time.perf_counter() - started)

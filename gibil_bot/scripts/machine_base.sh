@@ -3,7 +3,8 @@
 # Deletes the user-data: its host key is worthless after the first contact, but needn't be readable.
 rm -f /var/lib/cloud/instances/*/user-data.txt /var/lib/cloud/instances/*/user-data.txt.i \
     /var/lib/cloud/instances/*/cloud-config.txt /var/lib/cloud/instances/*/obj.pkl
-trap ': >/run/gibil-base; rm -f /etc/ssh/sshrc' EXIT
+@BEGIN@
+trap ready EXIT
 # The guard does this at every boot, but may not have started yet; it must be done before the first command.
 ip route replace blackhole 169.254.169.254/32
 missing=

@@ -33,9 +33,14 @@ def begin_script() -> str:
     return text("prepared_begin")
 
 
-def leave_script(workspace: str = WORKSPACE) -> str:
-    """Return a script that checks a prepared machine and, unless it is busy, cleans its disk; `parse_left` reads its output."""
-    return script("prepared_leave", WORKSPACE=shlex.quote(workspace), KNOWN=str(MOST_KNOWN), COMPILE_S=str(_COMPILE_S))
+def leave_script(workspace: str = WORKSPACE, *, continues: bool = False) -> str:
+    """Return a script that checks a prepared machine and, unless it is busy, cleans its disk; `parse_left` reads its output.
+
+    `continues`: it is a cloud machine, on which the run continues; nothing is removed.
+    """
+    others = text("archive_busy" if continues else "prepared_others")
+    clean = "" if continues else script("prepared_clean", KNOWN=str(MOST_KNOWN))
+    return script("prepared_leave", WORKSPACE=shlex.quote(workspace), OTHERS=others, CLEAN=clean, COMPILE_S=str(_COMPILE_S))
 
 
 def known_script() -> str:

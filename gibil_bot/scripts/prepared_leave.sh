@@ -1,20 +1,12 @@
 # shellcheck shell=sh
 # Before the disk of a prepared machine is stored: prints `tree ID`, the id of all files of the commit; `busy` if processes run that
-# would be ended; and `built` if preparing built something from the project's own files, so that it fits no other commit. Then it
-# removes what only this run needs.
+# would be ended; and `built` if preparing built something from the project's own files, so that it fits no other commit. Then, if
+# the machine ends, it removes what only this run needs.
 
 cd @WORKSPACE@ || exit 1
 tree=$(git rev-parse -q --verify 'HEAD^{tree}') || exit 1
 
-# Prints the processes outside this session, except PID 1.
-others() {
-    own=$(session_of "$$")
-    for process in /proc/[0-9]*; do
-        pid=${process#/proc/}
-        test "$pid" -ne 1 && session=$(session_of "$pid") && test "$session" != "$own" && echo "$pid"
-    done
-    true
-}
+@OTHERS@
 # The command's name, which may contain spaces, ends at the last parenthesis: `PID (NAME) STATE PPID PGRP SESSION …`.
 session_of() {
     status=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
@@ -51,7 +43,4 @@ for python in "$HOME/.gibil/venv/bin/python" .venv/bin/python; do
     timeout @COMPILE_S@ "$python" -m compileall -q -j 0 "${python%/bin/python}"/lib/python3*/site-packages >/dev/null 2>&1 || true
 done
 
-rm -rf "$HOME/.gibil/jobs" "$HOME/.gibil"/source.*
-rm -f .git/gibil-commit
-# The next run sends only the objects that can't be reached from these.
-{ git rev-parse HEAD && git for-each-ref --format='%(objectname)'; } 2>/dev/null | head -n @KNOWN@ >"$HOME/.gibil/prepared"
+@CLEAN@

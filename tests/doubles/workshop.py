@@ -14,14 +14,17 @@ from typing import Any
 from msgspec.structs import replace
 
 from gibil_bot.config import Settings
-from gibil_bot.model import Cache, Conclusion, DetectedProject, NewRun, Plan, Run, TaskPlan, TaskResult, Trust
+from gibil_bot.model import Cache, Conclusion, DetectedProject, Endpoint, NewRun, Plan, Run, TaskPlan, TaskResult, Trust
 from gibil_bot.operator_secrets import ScopedSecrets
+from gibil_bot.ports import Layering, Shell
 from gibil_bot.providers.local.provider import LocalProvider
+from gibil_bot.runs.archives import ArchiveStore
 from gibil_bot.runs.memory import MemoryRuns
 from gibil_bot.runs.prepared import PreparedMachines
 from gibil_bot.runs.runner import Runner, Tools
 from gibil_bot.runs.sources import LocalBundle
-from gibil_bot.wiring import open_factory
+from gibil_bot.scripts.archive import begin_functions
+from gibil_bot.wiring import connect_shell, open_factory
 from tests.contracts.store_nouns import new_run
 from tests.doubles.machines import lent_data_dir
 from tests.doubles.repositories import commit, git, repository
@@ -65,6 +68,7 @@ class Workshop:
     tools: Tools
     prepared: PreparedMachines
     provider: LocalProvider
+    store: Layering | ArchiveStore
 
     def commit(self, files: dict[str, str]) -> str:
         return commit(self.repository, files)
@@ -129,13 +133,28 @@ class Workshop:
         return Ended(conclusion, run, results)
 
 
+async def connect_as_in_a_cloud(endpoint: Endpoint, client_key: str) -> Shell:
+    """Connect to a local machine, whose first command finds it as cloud-init leaves a cloud machine."""
+    shell = await connect_shell(endpoint, client_key)
+    done = await shell.run(f"test ! -e /run/gibil-base || exit 0\n{begin_functions()}ready")
+    assert done.exit_status == 0, done.stderr
+    return shell
+
+
 @contextlib.asynccontextmanager
-async def workshop(tmp_path: Path, provider: type[LocalProvider] = LocalProvider) -> AsyncIterator[Workshop]:
+async def workshop(
+    tmp_path: Path, provider: type[LocalProvider] = LocalProvider, *, archives: bool = False
+) -> AsyncIterator[Workshop]:
+    """`archives`: prepared machines are archives, as with machines in a cloud."""
     async with lent_data_dir(tmp_path, own_daemon=True) as data_dir:
         settings = Settings(data_dir=data_dir, database_url="")
         opened = provider(data_dir, daemon_idle_s=60)
         factory = dataclasses.replace(open_factory(settings), provider=opened)
-        prepared = PreparedMachines(data_dir / "prepared", opened, least_s=0.0)
+        store: LocalProvider | ArchiveStore = opened
+        if archives:
+            factory = dataclasses.replace(factory, connect_shell=connect_as_in_a_cloud)
+            store = ArchiveStore(data_dir / "archives", "local", reserve_bytes=0)
+        prepared = PreparedMachines(data_dir / "prepared", store, least_s=0.0)
         tools = Tools(
             runs=MemoryRuns(),
             factory=factory,
@@ -147,7 +166,7 @@ async def workshop(tmp_path: Path, provider: type[LocalProvider] = LocalProvider
         )
         here = await asyncio.to_thread(repository, tmp_path / "repository", FILES)
         try:
-            yield Workshop(tmp_path, data_dir, here, tools, prepared, opened)
+            yield Workshop(tmp_path, data_dir, here, tools, prepared, opened, store)
             assert await opened.list_machines() == []
         finally:
             for machine in await opened.list_machines():

@@ -22,9 +22,13 @@ pytestmark = pytest.mark.usefixtures("local_machines")
 
 
 @pytest.fixture
-async def place(tmp_path: Path) -> AsyncIterator[Workshop]:
-    async with workshop(tmp_path / "w") as place:
+async def place(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Workshop]:
+    """With layers, or what the test's parameter says."""
+    async with workshop(tmp_path / "w", archives=getattr(request, "param", "layers") == "archives") as place:
         yield place
+
+
+both = pytest.mark.parametrize("place", ["layers", "archives"], indirect=True)
 
 
 def check(ended: Ended, statuses: list[str], output: list[str]) -> None:
@@ -33,9 +37,10 @@ def check(ended: Ended, statuses: list[str], output: list[str]) -> None:
 
 
 async def layers(place: Workshop) -> list[LayerInfo]:
-    return await place.provider.layers()
+    return await place.store.layers()
 
 
+@both
 async def test_the_second_run_installs_nothing(place: Workshop) -> None:
     expected = ["a tool", "sweet", "one", "first"]
     check(await place.run(), ["success", "success"], expected)
@@ -48,6 +53,7 @@ async def test_the_second_run_installs_nothing(place: Workshop) -> None:
     assert len(await layers(place)) == 1
 
 
+@both
 async def test_another_commit_has_its_own_files_on_the_prepared_machine(place: Workshop) -> None:
     place.commit({"old/file": "x\n"})
     await place.run()
@@ -61,6 +67,7 @@ async def test_another_commit_has_its_own_files_on_the_prepared_machine(place: W
     )
 
 
+@both
 async def test_a_changed_lock_file_is_installed_on_the_nearest_machine(place: Workshop) -> None:
     await place.run()
     first = place.head
@@ -91,6 +98,7 @@ async def test_what_depends_on_all_files_is_reused_only_for_the_same_files(place
     check(await place.run(**words), ["success", "success"], ["a tool", "sweet", "one", "one", "second"])
 
 
+@both
 @pytest.mark.parametrize("why", ["process", "failure", "secret"])
 async def test_a_machine_that_is_not_fit_for_it_is_not_stored(place: Workshop, why: str) -> None:
     more = {"process": "setsid -f sleep 300 >/dev/null 2>&1 </dev/null", "failure": "exit 3", "secret": ":"}[why]

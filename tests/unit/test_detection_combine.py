@@ -15,8 +15,8 @@ from gibil_bot.detection.detected import Detection
 from gibil_bot.detection.facts import Candidate, Evidence, Facts, Runtime, Step
 from gibil_bot.detection.project import Project
 from gibil_bot.scripts.templates import text
-from tests.doubles.programs import add_programs, write_program
 from tests.doubles.patience import patient
+from tests.doubles.programs import add_programs, write_program
 
 BASH = shutil.which("bash") or "/bin/bash"
 
