@@ -6,23 +6,28 @@ import asyncio
 import contextlib
 import secrets
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
 from gibil_bot import git
 from gibil_bot.commits.local_repository import explained
+from gibil_bot.commits.submodules import Submodule, Surroundings, collect
 from gibil_bot.errors import GitHubError
 from gibil_bot.git import GitError
-from gibil_bot.model import Run, Trust
+from gibil_bot.lfs.pointers import basic_authorization, server_of
+from gibil_bot.model import Checkout, Run, Trust
 from gibil_bot.ports import GitHub, Shell
+from gibil_bot.runs.lfs import LfsFailed, ObjectSources, fetch_lfs
 from gibil_bot.scripts import clone
+from gibil_bot.scripts.lfs import LfsRepository
 from gibil_bot.ssh.answers import last_line
 
 CLONE_TIMEOUT_S = 900.0
 TRIES = 3
 INCOMPLETE_HISTORY = "The checkout lacks objects of its history, so only the commit was sent, without history and tags."
+_MODULES = "/root/.gibil/modules.tar"
 REVOKE_WITHIN_S = 10.0
 """A token that can't be revoked in that time expires within the hour."""
 
@@ -34,10 +39,13 @@ class SourceTransfer(Protocol):
         """Start what doesn't need the machine, while the machine is being created. Returns at once."""
 
     async def copy_to(self, shell: Shell, run: Run) -> tuple[str, ...]:
-        """Copy the commit to WORKSPACE; return notes for people. Starts from scratch when repeated.
+        """Copy the commit to WORKSPACE, as `run.plan.checkout` describes it; return notes for people. Safe to repeat.
 
         Raises SourceError, GitHubError, MachineLost.
         """
+
+    async def copy_rest(self, shell: Shell, run: Run) -> tuple[str, ...]:
+        """Copy what `run.plan.checkout` names and `copy_to`, for an earlier plan, hasn't copied. Raises as `copy_to` does."""
 
     async def end(self, run: Run) -> None:
         """Release everything that was acquired for the run, such as tokens. Never raises."""
@@ -72,6 +80,52 @@ class PullRequestClone:
         return await self._github.clone_token(run.source.installation_id, run.source.repository, submodules)
 
     async def copy_to(self, shell: Shell, run: Run) -> tuple[str, ...]:
+        notes = await self._clone_commit(shell, run)
+        if run.plan.checkout.lfs:
+            await self._fetch_lfs(shell, run)
+        return notes
+
+    copy_rest = copy_to
+    """The script fetches nothing again."""
+
+    async def _fetch_lfs(self, shell: Shell, run: Run) -> None:
+        """Fetch the files of Git LFS with tokens that never leave this computer."""
+        source = run.source
+        tokens: list[str] = []
+
+        def sources(found: LfsRepository) -> ObjectSources:
+            names: tuple[str, ...] = ()
+            if found.folder != ".":
+                names = clone.submodule_names(f"gibil-submodule: {found.url}".encode(), source.repository.clone_url)
+                if not clone.same_server(found.url, source.repository.clone_url):
+                    where = f"the submodule '{found.folder}'"
+                    raise LfsFailed(f"The files of Git LFS in {where} can't be fetched: it is on another server.")
+                if not names or source.trust is not Trust.TRUSTED:
+                    return ObjectSources(remote=found.url)
+
+            async def authorize() -> str | None:
+                try:
+                    token = await self._mint(run, names)
+                except GitHubError as error:
+                    if names and error.status == 422:
+                        return None  # the App isn't installed there
+                    raise
+                tokens.append(token)
+                return basic_authorization("x-access-token", token)
+
+            remote = source.repository.clone_url if found.folder == "." else found.url
+            is_private = found.folder == "." and source.repository.private
+            return ObjectSources(remote=remote, authorize=authorize, is_private=is_private)
+
+        try:
+            await fetch_lfs(shell, sources, submodules=run.plan.checkout.submodules != "false")
+        except LfsFailed as error:
+            raise SourceError(error.message) from error
+        finally:
+            for token in tokens:
+                self._revoke(run, token)
+
+    async def _clone_commit(self, shell: Shell, run: Run) -> tuple[str, ...]:
         source = run.source
         text = clone.clone_script(
             clone_url=source.repository.clone_url,
@@ -86,7 +140,7 @@ class PullRequestClone:
                 return notes
             if not problem.token_may_help:
                 raise _failed(run, problem)
-        asked = False
+        asked: dict[str, None] = {}
         for attempt in range(1, TRIES + 1):
             try:
                 notes, problem = await self._clone(shell, run, text)
@@ -102,9 +156,9 @@ class PullRequestClone:
             if problem is None:
                 return notes
             # An untrusted head could name any repository of its owner as a submodule, and read it.
-            if problem.submodules and source.trust is Trust.TRUSTED and not asked:
-                asked = True
-                self._minting[run.id] = asyncio.create_task(self._mint(run, problem.submodules))
+            if not asked.keys() >= set(problem.submodules) and source.trust is Trust.TRUSTED and attempt < TRIES:
+                asked |= dict.fromkeys(problem.submodules)  # the next try may show the submodules of these
+                self._minting[run.id] = asyncio.create_task(self._mint(run, tuple(asked)))
                 continue
             if attempt == TRIES or not problem.worth_retrying:
                 raise _failed(run, problem)
@@ -176,30 +230,40 @@ class LocalBundle:
     """Sends one commit as a git bundle over SSH: no remote, no token, no network.
 
     `repository`: a repository that we created, such as a LocalRepository's view; `promisor` as in LocalRepository.
+    `surroundings`: where submodules and files of Git LFS come from, if a checkout asks for them.
     """
 
-    def __init__(self, repository: Path, sha: str, promisor: str | None = None) -> None:
+    def __init__(
+        self, repository: Path, sha: str, promisor: str | None = None, surroundings: Surroundings | None = None
+    ) -> None:
         self._repository = repository
         self._sha = sha
         self._promisor = promisor
+        self._surroundings = surroundings or Surroundings()
+        self._checkout = Checkout()
 
     def begin(self, run: Run) -> None:
         """Do nothing: the bundle is created while it is sent."""
 
     async def copy_to(self, shell: Shell, run: Run) -> tuple[str, ...]:
-        return await self.send(shell)
+        return await self.send(shell, run.plan.checkout)
+
+    async def copy_rest(self, shell: Shell, run: Run) -> tuple[str, ...]:
+        return await self._send_rest(shell, run.plan.checkout)
 
     async def end(self, run: Run) -> None:
         """Do nothing: no token was acquired."""
 
-    async def send(self, shell: Shell) -> tuple[str, ...]:
+    async def send(self, shell: Shell, checkout: Checkout | None = None) -> tuple[str, ...]:
         """Copy the commit to WORKSPACE; return notes. A shallow checkout stays shallow. Raises SourceError."""
+        self._checkout = checkout or Checkout()
         await shell.run("mkdir -p /root/.gibil")
         notes: tuple[str, ...] = ()
         try:
             base = next(iter(await self._listed("refs/remotes/origin")), "").removeprefix("refs/remotes/origin/")
-            if await git.text("rev-parse", "--is-shallow-repository", git_dir=self._repository) == "true":
-                remote_path = await self._send_copy(shell, self._shallow_copy())
+            depth = self._checkout.depth
+            if depth or await git.text("rev-parse", "--is-shallow-repository", git_dir=self._repository) == "true":
+                remote_path = await self._send_copy(shell, self._shallow_copy(depth))
             else:
                 remote_path = "/root/.gibil/source.bundle"
                 try:
@@ -212,15 +276,69 @@ class LocalBundle:
         except GitError as error:
             why = explained(error, self._promisor)
             raise SourceError(f"The checkout could not be packed: {why.message}", stderr=error.stderr) from error
-        result = await shell.run(clone.bundle_script(path=remote_path, sha=self._sha, base=base), timeout_s=CLONE_TIMEOUT_S)
+        script = clone.bundle_script(
+            path=remote_path, sha=self._sha, base=base, remote=self._surroundings.remote, checkout=self._checkout
+        )
+        result = await shell.run(script, timeout_s=CLONE_TIMEOUT_S)
         if result.exit_status != 0:
             raise SourceError(f"The checkout could not be unpacked on the machine: {last_line(result.stderr)}")
-        return (*notes, *clone.notes_of_clone(result.stdout))
+        rest = await self._send_rest(shell, self._checkout)
+        if self._checkout.submodules == "false":
+            rest = clone.notes_of_clone(result.stdout)
+        return (*notes, *rest)
+
+    async def _send_rest(self, shell: Shell, checkout: Checkout) -> tuple[str, ...]:
+        """Copy the submodules and the files of Git LFS that the checkout names. Raises SourceError."""
+        notes: tuple[str, ...] = ()
+        modules: dict[str, Submodule] = {}
+        try:
+            with tempfile.TemporaryDirectory(prefix="gibil-modules-") as scratch:
+                if checkout.submodules != "false":
+                    found = await collect(
+                        self._repository, self._sha, self._surroundings.modules, Path(scratch),
+                        recursive=checkout.submodules == "recursive", depth=checkout.depth or 1,
+                        environment=self._surroundings.environment,
+                    )  # fmt: skip
+                    modules = {each.folder: each for each in found}
+                    notes = await self._send_modules(shell, checkout, found, scratch)
+            if checkout.lfs:
+                await fetch_lfs(
+                    shell, lambda found: self._lfs_sources(found, modules), submodules=checkout.submodules != "false"
+                )
+        except GitError as error:
+            raise error if isinstance(error, SourceError) else SourceError(error.message, stderr=error.stderr) from error
+        return notes
+
+    async def _send_modules(
+        self, shell: Shell, checkout: Checkout, found: Sequence[Submodule], scratch: str
+    ) -> tuple[str, ...]:
+        if found:
+            names = [each.repository.name for each in found]
+            await shell.put(_MODULES, _output("tar", "-C", scratch, "-cf", "-", *names))
+        places = [(each.parent, each.path, each.name) for each in found]
+        script = clone.modules_script(places, archive=_MODULES, sha=self._sha, checkout=checkout)
+        result = await shell.run(script, timeout_s=CLONE_TIMEOUT_S)
+        if result.exit_status != 0:
+            raise SourceError(f"The submodules could not be unpacked on the machine: {last_line(result.stderr)}")
+        return clone.notes_of_clone(result.stdout)
+
+    def _lfs_sources(self, found: LfsRepository, modules: Mapping[str, Submodule]) -> ObjectSources:
+        around = self._surroundings
+        module = modules.get(found.folder)
+        remote = around.remote if found.folder == "." else module.url if module is not None else ""
+        stores = around.lfs_stores
+        if found.folder != ".":
+            stores = (module.store / "lfs" / "objects",) if module is not None and module.store is not None else ()
+
+        async def authorize() -> str | None:
+            return await around.authorization(server_of(remote, found.lfs_url))
+
+        return ObjectSources(remote=remote, stores=stores, authorize=authorize)
 
     async def _send_commit(self, shell: Shell, problem: GitError) -> str:
         """Send the commit without its history, which can't be packed. Raises `problem` if the commit can't be packed either."""
         try:
-            return await self._send_copy(shell, self._shallow_copy(depth=1))
+            return await self._send_copy(shell, self._shallow_copy(1, alone=True))
         except GitError:
             raise problem from None
 
@@ -240,28 +358,33 @@ class LocalBundle:
         async for data in git.stream("bundle", "create", "--quiet", "-", "--stdin", git_dir=self._repository, stdin=refs):
             yield data
 
-    async def _shallow_copy(self, depth: int | None = None) -> AsyncIterator[bytes]:
+    async def _shallow_copy(self, depth: int, *, alone: bool = False) -> AsyncIterator[bytes]:
         """Stream a tar of a bare repository: a bundle would promise parents that a shallow checkout doesn't have.
 
-        `depth`: the number of commits, without other refs.
+        `depth`: the number of commits; 0 is all that the checkout has. `alone`: without other refs.
         """
         with tempfile.TemporaryDirectory(prefix="gibil-shallow-") as scratch:
             copy = Path(scratch) / "source.git"
             await git.create_repository(copy)
             ref = await self._create_ref()
-            names = await self._refs() if depth is None else []
+            names = [] if alone else await self._refs(tags=not depth)
             refs = "".join(f"+{name}:{name}\n" for name in names).encode("utf-8", "surrogateescape")
+            # With a depth, git follows the tags of the commits that it copies.
+            tags = ["--no-tags"] if alone or not depth or not self._checkout.tags else []
             await git.run(
-                "fetch", "-q", "--no-tags", *([f"--depth={depth}"] if depth else ["--update-shallow"]), "--stdin",
+                "fetch", "-q", *tags, *([f"--depth={depth}"] if depth else ["--update-shallow"]), "--stdin",
                 self._repository.as_uri(), f"+{ref}:refs/heads/source",
                 git_dir=copy, extra={"GIT_NO_LAZY_FETCH": "0"}, stdin=refs,
             )  # fmt: skip
             async for data in _output("tar", "-C", scratch, "-cf", "-", copy.name):
                 yield data
 
-    async def _refs(self) -> list[str]:
+    async def _refs(self, *, tags: bool = True) -> list[str]:
         """Return the branch of `origin` that the repository has, and the tags that the commit can reach."""
-        return [*await self._listed("refs/remotes/origin"), *await self._listed(f"--merged={self._sha}", "refs/tags")]
+        found = await self._listed("refs/remotes/origin")
+        if tags and self._checkout.tags:
+            found += await self._listed(f"--merged={self._sha}", "refs/tags")
+        return found
 
     async def _listed(self, *arguments: str) -> list[str]:
         refs = await git.text("for-each-ref", "--format=%(refname)", *arguments, git_dir=self._repository, extra=git.NO_FETCH)

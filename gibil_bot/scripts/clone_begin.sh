@@ -18,30 +18,49 @@ log=$(mktemp) || fail 24 "cannot write to the machine's disk"
 # Prints notes about what the workspace lacks, which may explain a failed task. Only the top directory is examined.
 notes() {
     test ! -f .gitmodules || test -d .git/modules || echo @SUBMODULES@
+    test "${lfs:-no}" = no || return 0
     if test -f .gitattributes && test ! -L .gitattributes && head -c 65536 .gitattributes | grep -q 'filter=lfs'; then
         echo @LFS@
     fi
 }
-finished() { test -e "$workspace/.git/gibil-commit" && test "$(cat "$workspace/.git/gibil-commit")" = "$sha"; }
-if finished; then
-    cd -- "$workspace" && notes
-    exit 0
+# Whether an earlier call has checked out the commit, and then only submodules may be missing.
+finished=
+if test -e "$workspace/.git/gibil-commit" && test "$(cat "$workspace/.git/gibil-commit")" = "$sha"; then
+    cd -- "$workspace"
+    finished=yes
+    if test "${submodules:-false}" = false || test "$(cat .git/gibil-submodules 2>/dev/null)" = "$submodules"; then
+        notes
+        exit 0
+    fi
 fi
 # What a prepared machine has installed in the workspace stays: all files that git ignores. Its repository is created again, so
 # that nothing of its configuration is used.
-kept=
-if test -e "${workspace%/*}/.gibil/prepared" && test -d "$workspace" && test ! -L "$workspace"; then
-    kept=yes
-    rm -rf -- "$workspace/.git" || fail 24 "cannot delete $workspace/.git"
-fi
-test -n "$kept" || test ! -e "$workspace" || rm -rf -- "$workspace" || fail 24 "cannot delete $workspace"
-# shellcheck disable=SC2015  # both ways end with the failure
-mkdir -p -- "$workspace" && cd -- "$workspace" || fail 24 "cannot create $workspace"
-git init -q --template= . >"$log" 2>&1 || { cat "$log" >&2; fail 24 "cannot create a git repository in $workspace"; }
+kept='' prepared=
+test ! -e "${workspace%/*}/.gibil/prepared" || prepared=yes
+create() {
+    if test -n "$prepared" && test -d "$workspace" && test ! -L "$workspace"; then
+        kept=yes
+        rm -rf -- "$workspace/.git" || fail 24 "cannot delete $workspace/.git"
+    fi
+    test -n "$kept" || test ! -e "$workspace" || rm -rf -- "$workspace" || fail 24 "cannot delete $workspace"
+    # shellcheck disable=SC2015  # both ways end with the failure
+    mkdir -p -- "$workspace" && cd -- "$workspace" || fail 24 "cannot create $workspace"
+    git init -q --template= . >"$log" 2>&1 || { cat "$log" >&2; fail 24 "cannot create a git repository in $workspace"; }
+}
+test -n "$finished" || create
 
 here='' after_checkout=:
 have() { test -n "$here" || { git cat-file -e "$sha^{commit}" 2>/dev/null && here=yes; }; }
+# drop_tags: of the tags, only those that the commit can reach stay, and none if $tags is no.
+drop_tags() {
+    set --
+    test "$tags" != yes || set -- "--no-merged=$sha"
+    git for-each-ref "$@" --format='delete %(refname)' refs/tags | git update-ref --stdin
+}
+submodule_paths() { git ls-tree -r "$sha" | sed -n 's/^160000 commit [0-9a-f]*	//p'; }
 finish() {
+    # The submodules' repositories were in the deleted one.
+    test -z "$kept" || submodule_paths | while IFS= read -r path; do rm -rf -- "$path/.git"; done
     git -c core.hooksPath=/dev/null -c advice.detachedHead=false checkout -q --force --detach "$sha" >"$log" 2>&1 \
         || { cat "$log" >&2; fail 24 "cannot write the files of $sha; is the disk full?"; }
     test -z "$kept" || git -c core.hooksPath=/dev/null clean -q -ffd >"$log" 2>&1 \
