@@ -353,7 +353,7 @@ async def test_private_submodules_with_files_of_lfs_need_a_trusted_head(tmp_path
             await here.with_bot(here.host("untrusted"), everything, trust=Trust.UNTRUSTED)
 
 
-async def test_an_object_that_nobody_pushed_is_named(tmp_path: Path) -> None:
+async def test_an_object_that_was_never_pushed_is_named(tmp_path: Path) -> None:
     async with world(tmp_path) as here:
         objects = here.app.github.state.lfs_objects
         del objects[next(key for key, content in objects.items() if content == LARGE)]
