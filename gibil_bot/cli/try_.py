@@ -71,7 +71,7 @@ def _parse_inputs(inputs: tuple[str, ...]) -> dict[str, str]:
 async def _try(settings: Settings, path: Path, workflow: str, inputs: dict[str, str], dirty: bool, as_json: bool) -> int:
     from gibil_bot.runs import local_checkout
 
-    async with local_checkout.read(path, dirty=dirty) as checkout:
+    async with local_checkout.read(path, dirty=dirty, github_url=settings.github_url) as checkout:
         return await _run(settings, checkout, workflow, inputs, as_json)
 
 
@@ -101,7 +101,7 @@ async def _run(settings: Settings, checkout: Checkout, workflow: str, inputs: di
             tools = Tools(
                 runs=runs,
                 factory=factory,
-                transfer=LocalBundle(checkout.repository, checkout.sha, checkout.promisor),
+                transfer=LocalBundle(checkout.repository, checkout.sha, checkout.promisor, checkout.surroundings),
                 logs=Path(scratch) / "logs",
                 owner=owner,
                 secrets=settings.secrets,

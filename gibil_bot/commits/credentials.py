@@ -17,6 +17,7 @@ from gibil_bot import git
 from gibil_bot.config import Secret
 from gibil_bot.errors import GitHubError
 from gibil_bot.git import GitError
+from gibil_bot.lfs.pointers import basic_authorization
 
 _ASK_S = 60.0
 """Credential helpers may open a browser or a key ring."""
@@ -88,6 +89,19 @@ async def for_git(url: str, github_url: str) -> Mapping[str, str]:
     return environment | {"GIT_CONFIG_COUNT": str(first + len(settings))}
 
 
+async def for_http(url: str, github_url: str) -> str | None:
+    """Return the Authorization header's value that git would send to `url`, or the user's token for GitHub; None without."""
+    parts = urlsplit(url)
+    found = await _fill(f"{parts.scheme}://{parts.netloc}", parts.path.lstrip("/"))
+    if found.get("password"):
+        return basic_authorization(found.get("username", ""), found["password"])
+    web = web_address(github_url) if github_url else ""
+    if urlsplit(web)[:2] != parts[:2]:
+        return None
+    credential = await _from_environment_or_gh(web)
+    return basic_authorization("x-access-token", credential.token.reveal()) if credential is not None else None
+
+
 def _variables(web: str) -> tuple[str, ...]:
     host = urlsplit(web).hostname or ""
     return _FOR_GITHUB if host == "github.com" or host.endswith(".ghe.com") else _FOR_SERVERS
@@ -106,18 +120,21 @@ async def _from_environment_or_gh(web: str) -> Credential | None:
 
 
 async def _from_git(web: str, path: str) -> Secret | None:
-    """Return the password that git would send, without a prompt. https://git-scm.com/docs/git-credential"""
+    """Return the password that git would send, without a prompt."""
+    password = (await _fill(web, path)).get("password")
+    return Secret(password) if password else None
+
+
+async def _fill(web: str, path: str) -> Mapping[str, str]:
+    """Return the credential that git would use, without a prompt; empty if none. https://git-scm.com/docs/git-credential"""
     url = urlsplit(web)
     request = f"protocol={url.scheme}\nhost={url.netloc}\npath={path}\n\n".encode("utf-8", "surrogateescape")
     try:
         answer = await git.text("credential", "fill", stdin=request, within_s=_ASK_S)
     except GitError:
-        return None
-    for line in answer.split("\n"):
-        name, _, value = line.partition("=")
-        if name == "password" and value:
-            return Secret(value)
-    return None
+        return {}
+    pairs = (line.partition("=") for line in answer.split("\n"))
+    return {name: value for name, equals, value in pairs if equals}
 
 
 async def _output(*command: str, environment: Mapping[str, str]) -> str | None:

@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from gibil_bot import git
-from gibil_bot.demo import actions, rest
+from gibil_bot.demo import actions, lfs_http, rest
 from gibil_bot.demo.access import Refusal, find_repository, may_write
 from gibil_bot.demo.records import Repository
 
@@ -26,7 +26,7 @@ _NO_CACHE = {"Cache-Control": "no-cache, max-age=0, must-revalidate"}
 
 
 def is_git(path: str) -> bool:
-    return ".git/" in path
+    return ".git/" in path or path.startswith(lfs_http.STORAGE)
 
 
 def unauthorized() -> Response:
@@ -145,5 +145,6 @@ async def _body(request: Request) -> bytes:
 
 ROUTES = [
     Route("/{owner}/{name}.git/info/refs", advertise),
+    *lfs_http.ROUTES,
     Route("/{owner}/{name}.git/{service}", serve, methods=["POST"]),
 ]

@@ -18,7 +18,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from gibil_bot.demo import actions, payloads, tokens
+from gibil_bot.demo import actions, lfs_http, payloads, tokens
 from gibil_bot.demo.actions import Hub
 from gibil_bot.demo.application import application
 from gibil_bot.demo.faults import Faults
@@ -194,6 +194,10 @@ class GitHubDouble(Queries):
         self.state.add_user(login)
         self.state.repository(full_name).roles[login.lower()] = role
         self.state.touch()
+
+    def add_lfs_object(self, full_name: str, content: bytes) -> str:
+        """Upload an object of Git LFS. Returns its pointer."""
+        return lfs_http.add_object(self.state, self.state.repository(full_name), content)
 
     # --- commits and pull requests ------------------------------------------------------------------------------
 

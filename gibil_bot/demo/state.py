@@ -43,6 +43,10 @@ class State:
         """By lower-case full name."""
         self.tokens: dict[str, Token] = {}
         self.personal_tokens: dict[str, PersonalToken] = {}
+        self.lfs_objects: dict[tuple[int, str], bytes] = {}
+        """(id of the network's first repository, SHA-256) → content."""
+        self.lfs_links: dict[str, bytes] = {}
+        """Signature of a download → content."""
         self.deliveries: list[HookDelivery] = []
         self.requests: list[RequestRecord] = []
         self.rate_limit = 5000

@@ -123,6 +123,8 @@ def detection(found: Combined, quotes: tuple[Quote, ...], suggestion: str) -> De
     facts = tuple(facts for folder in found.folders for facts in folder.facts)
     keys = [path for _, step in found.steps for path in step.inputs]
     keys += [runtime.evidence.path for runtime in found.runtimes]
+    if submodules(found):
+        keys.append(".gitmodules")
     return Detection(
         facts=facts,
         runtime={runtime.name: runtime.version for runtime in found.runtimes},
@@ -133,8 +135,14 @@ def detection(found: Combined, quotes: tuple[Quote, ...], suggestion: str) -> De
         suggestion=suggestion,
         key_files=tuple(dict.fromkeys(keys)),
         caches=tuple(dict.fromkeys(cache for each in facts for cache in each.caches)),
+        submodules=submodules(found),
         problem=found.problem,
     )
+
+
+def submodules(found: Combined) -> str:
+    """Return what `checkout.submodules` has to be; empty if nothing says so."""
+    return next((facts.submodules for folder in found.folders for facts in folder.facts if facts.submodules), "")
 
 
 def _tasks(found: Combined, quotes: tuple[Quote, ...], suggestion: str) -> Iterator[DetectedTask]:
@@ -240,6 +248,12 @@ def _one_line(value: str) -> str:
 
 def _evidence(found: Combined) -> Iterator[str]:
     lines = [
+        f"checkout: submodules {facts.submodules} ← {evidence}"
+        for folder in found.folders
+        for facts in folder.facts
+        for evidence in facts.submodules_evidence
+    ]
+    lines += [
         f"runtime: {runtime.name}{' ' + runtime.version if runtime.version else ''} ← {runtime.evidence}"
         for runtime in found.runtimes
     ]

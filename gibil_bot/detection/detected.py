@@ -59,5 +59,7 @@ class Detection:
     """The files that decide what is installed."""
     caches: tuple[str, ...]
     """Folders of download caches."""
+    submodules: str = ""
+    """What `checkout.submodules` has to be; empty: no matter."""
     problem: str | None = None
     """Why nothing can be tested or linted, in one sentence; None if something can."""

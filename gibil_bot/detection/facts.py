@@ -87,6 +87,9 @@ class Facts:
     """Environment of the install and test tasks."""
     caches: tuple[str, ...] = ()
     """Folders of download caches: `~/.cache/uv`."""
+    submodules: str = ""
+    """`true` or `recursive`: the submodules have to be checked out. Empty: they don't."""
+    submodules_evidence: tuple[Evidence, ...] = ()
     problems: tuple[Evidence, ...] = ()
     """Manifests that can't be read, with the reason as the text."""
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 
 from gibil_bot.detection import workflows
-from gibil_bot.detection.combine import COVERS_ALL, LAST_RESORTS, Combined
+from gibil_bot.detection.combine import COVERS_ALL, LAST_RESORTS, Combined, submodules
 from gibil_bot.detection.detected import Quote
 from gibil_bot.detection.facts import Candidate
 from gibil_bot.detection.project import Project
@@ -31,6 +31,8 @@ def from_facts(found: Combined) -> str:
     if not found.groups:
         return ""
     lines: list[str] = []
+    if wanted := submodules(found):
+        lines += ["checkout:", f"  submodules: {wanted}"]
     versions = {
         each.name: each.version for each in found.runtimes if each.name in RUNTIMES and _VERSION.fullmatch(each.version)
     }

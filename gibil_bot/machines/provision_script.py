@@ -74,7 +74,7 @@ def provision_script(source: CodeSource, variables: tuple[str, ...] = (), author
     parts.append("gibil_given=(" + " ".join(f'{name}="${ENV_PREFIX}{name}"' for name in variables) + ")\n")
     parts += [f"unset {ENV_PREFIX}{name}\n" for name in variables]
     if source.clone_url is not None:
-        clone_script = clone.branch_script(clone_url=source.clone_url, sha=source.sha)
+        clone_script = clone.branch_script(clone_url=source.clone_url, sha=source.sha, checkout=source.options)
         parts.append(f"echo '=== clone'\nsh -c {shlex.quote(clone_script)} </dev/null || gibil_give_up 'the clone' $?\n")
     if source.branch is not None:
         parts += [f"gibil_branch={shlex.quote(source.branch)}\n", text("provision_branch")]

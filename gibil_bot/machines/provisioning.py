@@ -40,7 +40,8 @@ async def start_provisioning(
     if source.checkout is not None:
         on_phase(name, "code", None)
         began = asyncio.get_running_loop().time()
-        await LocalBundle(source.checkout, source.sha, source.promisor).send(shell)
+        bundle = LocalBundle(source.checkout, source.sha, source.promisor, source.surroundings)
+        await bundle.send(shell, source.options)
         on_phase(name, "code", asyncio.get_running_loop().time() - began)
     job = Job(id=JOB_ID, script=provision_script(source, names, author), env=env, shell="bash {0}")  # noqa: S604 (a template)
     await shell.start(job)

@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -22,9 +22,11 @@ from gibil_bot.commits.git_errors import reason
 from gibil_bot.commits.identity import Identity, identity
 from gibil_bot.commits.local_repository import PROMISOR, branch_of, explained, open_repository, set_promisor
 from gibil_bot.commits.remotes import ask_ref, check_branch
+from gibil_bot.commits.submodules import Modules, Surroundings, surroundings_of
 from gibil_bot.errors import UsageError
 from gibil_bot.git import GitError
 from gibil_bot.limits import REPOSITORY_FILE
+from gibil_bot.model import Checkout
 from gibil_bot.planning.schema import parse_repository_file
 from gibil_bot.planning.workflow import RepositoryFile
 from gibil_bot.runs.commit_files import repository_file
@@ -54,10 +56,17 @@ class CodeSource:
     """A repository that we created, with the commit; it exists inside the block of `read_source`."""
     promisor: str | None = None
     """The URL from which a partial clone fetches missing objects."""
+    surroundings: Surroundings | None = None
+    """Where the submodules and files of Git LFS of `checkout` come from."""
     remote_url: str | None = None
     """URL of the remote `origin` on the machine."""
     identity: Identity | None = None
     """Author of commits on the machine."""
+
+    @property
+    def options(self) -> Checkout:
+        """Return what of the repository its `.gibil.yml` asks for."""
+        return Checkout(**(self.file.checkout if self.file is not None else {}))  # type: ignore[arg-type]  # checked by the schema
 
 
 @contextlib.asynccontextmanager
@@ -70,7 +79,7 @@ async def read_source(repo: str, branch: str | None, github_url: str) -> AsyncIt
         check_branch(branch)
     location = await asyncio.to_thread(_locate, repo, github_url)
     if isinstance(location, Path):
-        async with _local(location, repo, branch) as found:
+        async with _local(location, repo, branch, github_url) as found:
             yield found
         return
     with tempfile.TemporaryDirectory(prefix="gibil-origin-") as scratch:
@@ -105,7 +114,7 @@ def _locate(repo: str, github_url: str) -> Path | str:
 
 
 @contextlib.asynccontextmanager
-async def _local(path: Path, repo: str, branch: str | None) -> AsyncIterator[CodeSource]:
+async def _local(path: Path, repo: str, branch: str | None, github_url: str) -> AsyncIterator[CodeSource]:
     async with contextlib.AsyncExitStack() as stack:
         try:
             found = await stack.enter_async_context(open_repository(path))
@@ -131,6 +140,7 @@ async def _local(path: Path, repo: str, branch: str | None) -> AsyncIterator[Cod
                 file=file,
                 checkout=found.view,
                 promisor=found.promisor,
+                surroundings=surroundings_of(found, github_url),
                 remote_url=remote,
                 identity=author_task.result(),
             )
@@ -155,10 +165,15 @@ async def _remote(url: str, branch: str | None, scratch: Path, github_url: str) 
     if url.startswith(("http://", "https://")):
         with contextlib.suppress(GitError, TimeoutError):
             async with asyncio.timeout(_ASK_S):
-                return await _public(url, branch, scratch)
+                found = await _public(url, branch, scratch)
+                # The files of Git LFS are fetched here, because they may need credentials.
+                if found.file is None or not found.file.checkout.get("lfs"):
+                    return found
     try:
         async with asyncio.timeout(_COPY_S):
-            return await _private(url, branch, scratch, {**await git.ssh_environment(), **await for_git(url, github_url)})
+            environment = {**await git.ssh_environment(), **await for_git(url, github_url)}
+            found = await _private(url, branch, scratch, environment)
+            return replace(found, surroundings=Surroundings(modules=Modules(remote=url), github_url=github_url))
     except (GitError, TimeoutError) as error:
         why = reason(error) if isinstance(error, GitError) else f"no answer within {_COPY_S:.0f} s"
         raise UsageError(f"can't read the repository {url}: {why}", code=UNREADABLE) from error

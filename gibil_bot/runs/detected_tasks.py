@@ -55,7 +55,10 @@ def expand(plan: Plan, detection: Detection, suggestion: Callable[[Detection], s
     for task in plan.tasks:
         tasks += _detected(plan, task, detection) if task.detect == purpose else [task]
     offered = next((text for text in (suggestion(detection), detection.suggestion) if _is_usable(text)), "")
-    return replace(plan, tasks=tuple(tasks), detected=_project(purpose, detection, offered))
+    checkout = plan.checkout
+    if detection.submodules and checkout.submodules == "false":
+        checkout = replace(checkout, submodules=detection.submodules)
+    return replace(plan, tasks=tuple(tasks), checkout=checkout, detected=_project(purpose, detection, offered))
 
 
 def _detected(plan: Plan, outer: TaskPlan, detection: Detection) -> list[TaskPlan]:

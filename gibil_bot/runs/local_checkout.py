@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gibil_bot.caps import Caps
 from gibil_bot.commits.local_repository import explained, open_repository
+from gibil_bot.commits.submodules import Surroundings, surroundings_of
 from gibil_bot.errors import UsageError
 from gibil_bot.git import GitError
 from gibil_bot.model import NewRun, Person, Plan, PullRequest, Repository, Source, Trust
@@ -37,6 +38,8 @@ class Checkout:
     person: str
     files: Mapping[str, bytes]
     """`.gibil.yml` and `.gibil/workflows/*.yml` of that commit."""
+    surroundings: Surroundings
+    """Where its submodules and its files of Git LFS come from."""
 
     @property
     def identity(self) -> str:
@@ -55,7 +58,7 @@ class Limits:
 
 
 @contextlib.asynccontextmanager
-async def read(path: Path, *, dirty: bool) -> AsyncIterator[Checkout]:
+async def read(path: Path, *, dirty: bool, github_url: str = "") -> AsyncIterator[Checkout]:
     """Open a checkout for the duration of the block. Raises UsageError if it has no commit to run."""
     async with contextlib.AsyncExitStack() as stack:
         try:
@@ -79,6 +82,7 @@ async def read(path: Path, *, dirty: bool) -> AsyncIterator[Checkout]:
                 name=_name(found.origin_url() or "", found.folder),
                 person=found.config("user.name") or os.environ.get("USER", "you"),
                 files=await workflow_files(found.view, sha),
+                surroundings=surroundings_of(found, github_url),
             )
         except GitError as error:
             raise UsageError(f"{path} can't be read: {explained(error, found.promisor).message}") from error

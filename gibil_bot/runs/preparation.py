@@ -218,6 +218,10 @@ class Preparation:
             return None
         objects = {file.path: file.object_id for file in project.parse_listing(listing.stdout)}
         key_files = plan.detected.key_files if plan.detected is not None else wanted(objects)
+        if plan.checkout.submodules != "false":
+            modules = project.submodule_commits(listing.stdout)
+            objects |= modules
+            key_files = (*key_files, *modules)
         files = files_digest(objects, key_files)
         if files is None:
             return None

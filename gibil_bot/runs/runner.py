@@ -509,9 +509,13 @@ class Runner:
                 f"Reading the project's manifests takes longer than {DETECT_TIMEOUT_S:g} s; write a .gibil.yml with its tasks."
             ) from None
         await self._tools.runs.save_plan(self._claim, plan)
+        needs_more = plan.checkout != self._run.plan.checkout
         self._run = replace(self._run, plan=plan)
         self._claim = replace(self._claim, run=self._run)
         execution.replace_plan(self._claim)
+        if needs_more:
+            for note in await self._tools.transfer.copy_rest(shell, self._run):
+                await self._note(note)
         self._journal.note("detected", seconds=time.perf_counter() - started)
 
     async def _unless_cancelled(self, work: Awaitable[T]) -> T:

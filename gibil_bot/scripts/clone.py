@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from gibil_bot.errors import UsageError
@@ -61,8 +62,10 @@ def submodule_names(output: bytes, clone_url: str) -> tuple[str, ...]:
     here = urlsplit(clone_url)
     owner = here.path.strip("/").split("/")[0].lower()
     names: dict[str, None] = {}
+    ssh = re.compile(rf"(?:ssh://git@{re.escape(here.hostname or '')}/|git@{re.escape(here.hostname or '')}:)(?=[^/])")
     for line in output[:65536].decode("utf-8", "replace").split("\n"):
         word, _, address = line.partition(" ")
+        address = ssh.sub(f"{_server(clone_url)}/", address, count=1)
         if word != "gibil-submodule:" or not _URL_CHARACTERS.fullmatch(address):
             continue
         there = urlsplit(address)
@@ -70,6 +73,12 @@ def submodule_names(output: bytes, clone_url: str) -> tuple[str, ...]:
         if (there.scheme, there.netloc) == (here.scheme, here.netloc) and len(parts) == 2 and parts[0].lower() == owner:
             names[parts[1]] = None
     return tuple(names)[:_MOST_SUBMODULES]
+
+
+def same_server(address: str, clone_url: str) -> bool:
+    """Return whether the address of a submodule, which may be for SSH, is on the server of a clone URL."""
+    host = re.escape(urlsplit(clone_url).hostname or "")
+    return address.startswith(f"{_server(clone_url)}/") or re.match(rf"(ssh://git@{host}/|git@{host}:)", address) is not None
 
 
 def clone_script(
@@ -102,16 +111,15 @@ def clone_script(
         host=host,
         hint="is the App still installed on it?",
         base=base if _BRANCH.fullmatch(base) and base != "HEAD" else "",
-        depth=str(checkout.depth),
-        tags="yes" if checkout.tags else "no",
-        submodules=checkout.submodules,
+        **_options(clone_url, checkout),
     )
     program = script("clone_pull_request", HISTORY_S=str(_HISTORY_S), HISTORY=_printed(_NOTES["history"]))
-    return f"{values}{_FROM_HTTP}{_begin()}{text('clone_fetch')}{program}"
+    return f"{values}{_FROM_HTTP}{_begin()}{text('clone_submodules')}{text('clone_fetch')}{program}"
 
 
-def branch_script(*, clone_url: str, sha: str, workspace: str = WORKSPACE) -> str:
-    """Return a script that checks out `sha`, the head of a branch, at `workspace`: all branches and tags, full history.
+def branch_script(*, clone_url: str, sha: str, checkout: Checkout = _WHOLE, workspace: str = WORKSPACE) -> str:
+    """Return a script that checks out `sha`, the head of a branch, at `workspace`: all branches and, unless `checkout` limits
+    them, tags and the full history.
 
     Environment, statuses and errors are those of `clone_script`.
     """
@@ -122,29 +130,54 @@ def branch_script(*, clone_url: str, sha: str, workspace: str = WORKSPACE) -> st
         url=clone_url,
         host=host,
         hint="does it still exist, and is it public?",
+        **_options(clone_url, checkout),
     )
-    return f"{values}{_FROM_HTTP}{_begin()}{text('clone_fetch')}{text('clone_branch')}"
+    return f"{values}{_FROM_HTTP}{_begin()}{text('clone_submodules')}{text('clone_fetch')}{text('clone_branch')}"
 
 
-def bundle_script(*, path: str, sha: str, base: str = "", workspace: str = WORKSPACE) -> str:
+def bundle_script(
+    *, path: str, sha: str, base: str = "", remote: str = "", checkout: Checkout = _WHOLE, workspace: str = WORKSPACE
+) -> str:
     """Return a script that checks out `sha` at `workspace` from the git bundle, or bare repository, at `path` on the machine.
 
-    The machine gets the bundle's tags and remote branches; its `origin/HEAD` names the branch `base`. Exit statuses are those
-    of `clone_script`.
+    The machine gets the bundle's tags and remote branches; its `origin/HEAD` names the branch `base`, and `remote` is the URL
+    of its `origin`. Submodules are left to `modules_script`. Exit statuses are those of `clone_script`.
     """
     if not path.startswith("/") or "\0" in path:
         raise UsageError(f"the path of a bundle must be absolute, got {path!r}")
     values = _assignments(workspace=_checked_workspace(workspace), sha=_checked_sha(sha), bundle=path, base=base)
+    values += _assignments(remote=remote, tags="yes" if checkout.tags else "no", lfs="yes" if checkout.lfs else "no")
     return f"{values}GIT_ALLOW_PROTOCOL=file\n{_begin()}{text('clone_bundle')}"
 
 
-def pack_script(*, sha: str, base: str = "", workspace: str = WORKSPACE) -> str:
+def pack_script(*, sha: str, base: str = "", remote: str = "", checkout: Checkout = _WHOLE, workspace: str = WORKSPACE) -> str:
     """Return a script that checks out `sha` at `workspace` from the tar archive in its input, which is unpacked into `.git`.
 
     The archive contains packs with their indexes, and `packed-refs`. Otherwise as `bundle_script`.
     """
     values = _assignments(workspace=_checked_workspace(workspace), sha=_checked_sha(sha), base=base)
+    values += _assignments(remote=remote, tags="yes" if checkout.tags else "no", lfs="yes" if checkout.lfs else "no")
     return f"{values}GIT_ALLOW_PROTOCOL=file\n{_begin()}{text('clone_pack')}"
+
+
+def modules_script(
+    modules: Sequence[tuple[str, str, str]], *, archive: str, sha: str, checkout: Checkout, workspace: str = WORKSPACE
+) -> str:
+    """Return a script that checks out submodules, (parent, path, name), in the finished checkout of `sha` at `workspace`.
+
+    The tar archive at `archive` on the machine has a bare repository `<number>.git` for each, whose HEAD is the commit. Exit
+    statuses are those of `clone_script`.
+    """
+    values = _assignments(
+        workspace=_checked_workspace(workspace),
+        sha=_checked_sha(sha),
+        depth=str(checkout.depth or 1),
+        submodules=checkout.submodules,
+        lfs="yes" if checkout.lfs else "no",
+    )
+    calls = "".join(f"{shlex.join(('module', *each, str(number)))}\n" for number, each in enumerate(modules))
+    program = script("clone_modules", ARCHIVE=shlex.quote(archive))
+    return f"{values}GIT_ALLOW_PROTOCOL=file\n{_begin()}{text('clone_submodules')}{program}{calls}end_modules\n"
 
 
 def _begin() -> str:
@@ -157,6 +190,22 @@ def _printed(note: str) -> str:
 
 def _assignments(**values: str) -> str:
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
+
+
+def _options(clone_url: str, checkout: Checkout) -> dict[str, str]:
+    return {
+        "depth": str(checkout.depth),
+        "tags": "yes" if checkout.tags else "no",
+        "submodules": checkout.submodules,
+        "lfs": "yes" if checkout.lfs else "no",
+        "server": _server(clone_url),
+        "hostname": urlsplit(clone_url).hostname or "",
+    }
+
+
+def _server(clone_url: str) -> str:
+    url = urlsplit(clone_url)
+    return f"{url.scheme}://{url.netloc}"
 
 
 def _checked_sha(sha: str) -> str:

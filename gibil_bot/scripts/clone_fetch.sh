@@ -3,7 +3,7 @@
 # fetch: git fetch from $url, with the token in GIBIL_CLONE_TOKEN. Ends the script with 21, 22 or 24 on an error; returns 1 if
 # the server doesn't have what was requested, and 3 after $within seconds. clone.py assigns url, host and hint.
 
-printf '[remote "origin"]\n\turl = %s\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n' "$url" >>.git/config
+test -n "$finished" || printf '[remote "origin"]\n\turl = %s\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n' "$url" >>.git/config
 
 # The credential helper answers only for the host of the URL, whatever a redirect says.
 # shellcheck disable=SC2016  # the helper's own shell expands it
@@ -39,22 +39,35 @@ fetch() {
     fail 21 "$host can't be reached from this machine, or the connection was lost"
 }
 
-# fetch_submodules: fetches only the commits of $submodules (true, or recursive: theirs, too). Their addresses come from the
-# repository: git uses only http and https, and the helper answers only for $host. If credentials are missing, it prints the
-# addresses before it ends with 22.
+# fetch_submodules: fetches only the commits of $submodules (true, or recursive: theirs, too), and $depth commits of their history,
+# one if that is 0. Their addresses come from the repository: git uses only http and https, and the helper answers only for $host.
+# As with actions/checkout, SSH addresses of $hostname mean $server. If credentials are missing, it prints the addresses before
+# it ends with 22.
 fetch_submodules() {
-    test -f .gitmodules || return 0
-    recursive=
-    test "$submodules" != recursive || recursive=--recursive
-    # shellcheck disable=SC2086  # empty: no argument
-    with_credentials submodule --quiet update --init $recursive --depth=1 --jobs=4 </dev/null >"$log" 2>&1 && return 0
+    if test -f .gitmodules; then
+        recursive=
+        test "$submodules" != recursive || recursive=--recursive
+        more=${depth:-0}
+        test "$more" != 0 || more=1
+        set_aside
+        # shellcheck disable=SC2086  # empty: no argument
+        with_credentials -c "url.$server/.insteadOf=git@$hostname:" -c "url.$server/.insteadOf=ssh://git@$hostname/" \
+            submodule --quiet update --init $recursive --depth="$more" --jobs=4 </dev/null >"$log" 2>&1 || submodule_problem
+        bring_back
+    fi
+    printf '%s' "$submodules" >.git/gibil-submodules
+}
+submodule_problem() {
     cat "$log" >&2
-    git config --get-regexp '^submodule\..*\.url$' | while read -r _ address; do echo "gibil-submodule: $address"; done
+    find .git -name config -type f -exec git config --no-includes --file {} --get-regexp '^submodule\..*\.url$' \; \
+        | while read -r _ address; do echo "gibil-submodule: $address"; done
     if grep -qiE 'authentication failed|could not read (username|password)|terminal prompts disabled|not found' "$log" \
         || grep -qiE 'requested URL returned error: 40[134]' "$log"; then
         fail 22 "a submodule can't be fetched with our credentials; is the App installed on its repository?"
     elif grep -qiE 'transport .* not allowed' "$log"; then
         fail 24 "a submodule can't be fetched: its address must begin with https:// or http://, or be relative"
+    elif grep -qiE 'no url found for submodule|(suspicious|disallowed|ignoring) |looks like an option|invalid|already exists' "$log"; then
+        fail 24 "a submodule can't be fetched: $(grep -E '^(fatal|error|warning):' "$log" | head -n 1)"
     fi
     fail 21 "a submodule can't be fetched: $(grep -E '^(fatal|error):' "$log" | tail -n 1)"
 }

@@ -1,5 +1,5 @@
 # shellcheck shell=sh
-# shellcheck disable=SC2154  # assigned by clone.py: sha, base; by clone_begin.sh: log
+# shellcheck disable=SC2154  # assigned by clone.py: sha, base, remote; by clone_begin.sh: log
 # Unpacks the archive in the input into .git: packs with their indexes, packed-refs, and gibil-known, which names objects that a
 # prepared machine has, with everything they can reach.
 
@@ -11,4 +11,5 @@ if test -e .git/gibil-known; then
 fi
 have || fail 20 "the archive does not contain the commit $sha"
 test -z "$base" || git symbolic-ref refs/remotes/origin/HEAD "refs/remotes/origin/$base"
+test -z "$remote" || git remote add origin "$remote"
 finish

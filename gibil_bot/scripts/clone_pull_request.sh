@@ -6,6 +6,11 @@
 # First the commit alone, with all its files. Then the history without the contents of older files, which git fetches when they
 # are needed: it is for `git describe`, and for comparisons with the base branch.
 
+if test -n "$finished"; then
+    fetch_submodules
+    notes
+    exit 0
+fi
 head=refs/gibil/head
 # Usually the head is the commit. If the head has moved, fetch the commit by its id, then more history.
 if fetch --depth=1 origin "+refs/pull/$number/head:$head"; then
@@ -40,6 +45,7 @@ if test -n "$base" && git rev-parse -q --verify "refs/remotes/origin/$base" >"$l
     with_credentials diff --no-ext-diff --no-textconv --numstat "refs/remotes/origin/$base...$sha" >"$log" 2>&1 || true
 fi
 git update-ref -d "$head"
+drop_tags
 within=
 test "$submodules" = false || after_checkout=fetch_submodules
 finish

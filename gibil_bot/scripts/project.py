@@ -23,6 +23,7 @@ CONTENT_BYTES = 4 * 1024 * 1024
 _HEADER_BYTES = 128
 """More than the line in front of an object."""
 _ENTRY = re.compile(rb"(100644|100755|120000) blob ([0-9a-f]{40}|[0-9a-f]{64}) +([0-9]{1,15}|-|BAD)\t([^\0]+)")
+_SUBMODULE = re.compile(rb"160000 commit ([0-9a-f]{40}|[0-9a-f]{64}) +-\t([^\0]+)")
 _OBJECT = re.compile(rb"([0-9a-f]{40,64}) blob ([0-9]{1,15})\n")
 _LINK = b"120000"
 
@@ -68,6 +69,12 @@ def parse_listing(output: bytes) -> tuple[ListedFile, ...]:
             size = int(match[3]) if match[3].isdigit() and match[1] != _LINK else None
             found[path] = ListedFile(path=path, object_id=match[2].decode(), size=size)
     return tuple(found.values())
+
+
+def submodule_commits(output: bytes) -> dict[str, str]:
+    """Return path → commit of the listed submodules, as far as their names are text."""
+    found = (_SUBMODULE.fullmatch(entry) for entry in output.split(b"\0")[:-1])
+    return {match[2].decode("utf-8", "replace"): match[1].decode() for match in found if match is not None}
 
 
 def affordable(files: Sequence[ListedFile]) -> tuple[ListedFile, ...]:

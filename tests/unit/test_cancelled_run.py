@@ -36,6 +36,9 @@ class CountedTransfer:
     def begin(self, run: Run) -> None:
         self.started.append(run.id)
 
+    async def copy_rest(self, shell: Shell, run: Run) -> tuple[str, ...]:
+        raise AssertionError("no machine is created")
+
     async def copy_to(self, shell: Shell, run: Run) -> tuple[str, ...]:
         raise AssertionError("no run of these tests gets this far")
 

@@ -198,16 +198,73 @@ def test_submodules_are_cloned_as_requested(
     assert subprocess.run(["grep", "-rlaF", TOKEN, str(home)], capture_output=True, text=True).stdout == ""
 
 
-def test_a_submodule_without_credentials_is_named(project: Project, server: GitServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("address", ["git@127.0.0.1:ada/parts.git", "ssh://git@127.0.0.1/ada/parts.git"])
+def test_a_submodule_with_an_ssh_address_on_the_same_server_is_cloned_over_http(
+    address: str, project: Project, server: GitServer, tmp_path: Path
+) -> None:
+    nested = Nested(project, tmp_path, address)
+    done = run(script_for(server, nested.sha, tmp_path / "root/project", checkout=Checkout(submodules="true")))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "root/project/parts/part.txt").read_text() == "parts"
+
+
+@pytest.mark.parametrize("address", ["../parts.git", "git@127.0.0.1:ada/parts.git"])
+def test_a_submodule_without_credentials_is_named(address: str, project: Project, server: GitServer, tmp_path: Path) -> None:
     server.tokens["ada/parts.git"] = TOKEN
-    nested = Nested(project, tmp_path)
+    nested = Nested(project, tmp_path, address)
     done = run(script_for(server, nested.sha, tmp_path / "root/project", checkout=Checkout(submodules="true")))
     assert done.returncode == CLONE_REFUSED, done.stderr
     assert submodule_names(done.stdout.encode(), f"{server.url}/{NAME}") == ("parts",)
     assert not (tmp_path / "root/project/.git/gibil-commit").exists()
 
 
-@pytest.mark.parametrize("address", ["file:///etc", "ssh://git@127.0.0.1/x", "ext::sh -c touch% /tmp/x"])
+def test_submodules_that_a_later_plan_names_are_added_to_the_checkout(
+    project: Project, server: GitServer, tmp_path: Path
+) -> None:
+    nested = Nested(project, tmp_path)
+    workspace = tmp_path / "root" / "project"
+    assert run(script_for(server, nested.sha, workspace)).returncode == 0
+    (workspace / "untouched").write_text("")
+    done = run(script_for(server, nested.sha, workspace, checkout=Checkout(submodules="true")))
+    assert done.returncode == 0, done.stderr
+    assert (workspace / "parts/part.txt").read_text() == "parts"
+    assert (workspace / "untouched").exists()
+    assert notes_of_clone(done.stdout.encode()) == ()
+
+
+def test_what_was_built_in_the_submodules_of_a_prepared_machine_stays(
+    project: Project, server: GitServer, tmp_path: Path
+) -> None:
+    nested = Nested(project, tmp_path)
+    workspace = tmp_path / "root" / "project"
+    script = script_for(server, nested.sha, workspace, checkout=Checkout(submodules="recursive"))
+    assert run(script).returncode == 0
+    (workspace / "parts/part.txt").write_text("changed by an earlier run")
+    (workspace / "parts/left.txt").write_text("untracked")
+    (tmp_path / "root/.gibil").mkdir()
+    (tmp_path / "root/.gibil/prepared").touch()
+    (workspace / "parts" / "built").mkdir()
+    (workspace / "parts" / "built" / "x.o").write_text("built")
+    ignoring = tmp_path / "parts"
+    (ignoring / ".gitignore").write_text("built/\n")
+    git(ignoring, "add", ".")
+    git(ignoring, "commit", "-q", "-m", "ignore")
+    git(project.bare.parent / "parts.git", "fetch", "-q", str(ignoring), "+main:main")
+    git(project.work / "parts", "fetch", "-q", str(ignoring), "main")
+    git(project.work / "parts", "checkout", "-q", "FETCH_HEAD")
+    sha = project.commit("newer parts")
+    project.push()
+    done = run(script_for(server, sha, workspace, checkout=Checkout(submodules="recursive")))
+    assert done.returncode == 0, done.stderr
+    assert (workspace / "parts/built/x.o").read_text() == "built"
+    assert (workspace / "parts/part.txt").read_text() == "parts"
+    assert not (workspace / "parts/left.txt").exists()
+    assert (workspace / "parts/inner/part.txt").read_text() == "inner"
+    assert git(workspace, "status", "--porcelain") == ""
+    assert git(workspace, "submodule", "status", "--recursive").count("\n") == 1
+
+
+@pytest.mark.parametrize("address", ["file:///etc", "ssh://git@elsewhere.example/x", "ext::sh -c touch% /tmp/x"])
 def test_submodules_are_cloned_over_http_only(address: str, project: Project, server: GitServer, tmp_path: Path) -> None:
     nested = Nested(project, tmp_path, address)
     done = run(script_for(server, nested.sha, tmp_path / "root/project", checkout=Checkout(submodules="true")), TOKEN)

@@ -352,12 +352,14 @@ def test_cmake_isnt_installed_for_a_project_whose_makefile_tests_it() -> None:
 
 
 def test_submodules_are_fetched_if_the_ci_does() -> None:
-    modules = '[submodule "lib"]\n\tpath = vendor/lib\n\turl = git@github.com:a/lib.git\n[submodule "b"]\n\tpath = $(id)\n'
+    modules = '[submodule "lib"]\n\tpath = vendor/lib\n\turl = git@github.com:a/lib.git\n[submodule "b"]\n\turl = ../b\n'
     files = {".gitmodules": modules, CI: workflow(uses='{uses: actions/checkout@v4, with: {submodules: "recursive"}}')}
     found = submodules.facts(project(files, "vendor/lib"))
     assert found is not None
-    assert [step.shown for step in found.steps] == ["git submodule update --init --recursive"]
-    assert found.steps[0].inputs == (".gitmodules", "vendor/lib")
+    assert (found.submodules, found.steps) == ("recursive", ())
+    assert found.submodules_evidence[0].path == CI
+    elsewhere = modules.replace("git@github.com:a/", "https://git.example.com/a/")
+    assert submodules.facts(project({**files, ".gitmodules": elsewhere}, "vendor/lib")) is None
     assert submodules.facts(project({**files, CI: workflow()}, "vendor/lib")) is None
 
 
