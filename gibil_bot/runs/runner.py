@@ -514,9 +514,16 @@ class Runner:
         self._claim = replace(self._claim, run=self._run)
         execution.replace_plan(self._claim)
         if needs_more:
+            await self._copy_detected_submodules(shell)
+        self._journal.note("detected", seconds=time.perf_counter() - started)
+
+    async def _copy_detected_submodules(self, shell: Shell) -> None:
+        """Nobody asked for them in a workflow, and the tests may not need them, so a failure is only noted."""
+        try:
             for note in await self._tools.transfer.copy_rest(shell, self._run):
                 await self._note(note)
-        self._journal.note("detected", seconds=time.perf_counter() - started)
+        except SourceError as error:
+            await self._note(f"The submodules that the project's CI checks out are missing here. {error.message}")
 
     async def _unless_cancelled(self, work: Awaitable[T]) -> T:
         """Await `work`; if the run is cancelled first, cancel `work` and wait until it has cleaned up. Raises _Cancelled."""
