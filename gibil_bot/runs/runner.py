@@ -518,7 +518,7 @@ class Runner:
         self._journal.note("detected", seconds=time.perf_counter() - started)
 
     async def _copy_detected_submodules(self, shell: Shell) -> None:
-        """Nobody asked for them in a workflow, and the tests may not need them, so a failure is only noted."""
+        """No workflow asks for them and the tests may not need them, so a failure is only noted."""
         try:
             for note in await self._tools.transfer.copy_rest(shell, self._run):
                 await self._note(note)
