@@ -20,6 +20,7 @@ from tests.doubles.hetzner_routes import Fault
 from tests.doubles.machines import children_of, shared_folder
 from tests.doubles.patience import patient
 from tests.doubles.prefork import Forked
+from tests.doubles.programs import write_program
 from tests.doubles.terminal import read_descriptor
 
 WAITS = {".gibil.yml": "tasks: [{name: waits, run: sleep 600}]\n"}
@@ -71,14 +72,13 @@ def records(line: CommandLine) -> list[Path]:
 
 
 def stop_while_the_code_is_sent(line: CommandLine) -> Callable[[int], None]:
-    """From now on `git bundle` blocks. The returned function waits until `count` of them do; their machines exist by then."""
+    """From now on `git pack-objects` blocks. The returned function waits until `count` do; their machines exist by then."""
     fifo = line.folder / "bundles"
     os.mkfifo(fifo)
     shim = line.folder / "bin" / "git"
-    shim.write_text(
-        f'#!/bin/sh\ncase " $* " in *" bundle "*) echo here >{fifo}; exec sleep 600 ;; esac\nexec {shutil.which("git")} "$@"\n'
-    )
-    shim.chmod(0o755)
+    real = shutil.which("git")
+    blocks = f'case " $* " in *" pack-objects "*) echo here >{fifo}; exec sleep 600 ;; esac'
+    write_program(shim, f'{blocks}\nexec {real} "$@"')
 
     def wait(count: int) -> None:
         pipe = os.open(fifo, os.O_RDWR)  # not read-only, because the writers open and close it repeatedly

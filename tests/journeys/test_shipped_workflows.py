@@ -299,7 +299,7 @@ def test_lint_runs_the_linter_that_the_project_is_set_up_for(files: dict[str, st
 
 def test_a_linter_that_cannot_be_made_available_fails_the_run(tmp_path: Path) -> None:
     done = do(tmp_path, {"Makefile": "lint: ; ruff check\n"}, word="lint", fakes={"make": 'test "$1" = -n && echo ruff check'})
-    assert (done[-1].name, done[-1].exit_status) == ("lint", 1), done
+    assert (done[-1].name, done[-1].exit_status) == ("lint", 127), done
     assert "gibil: found Makefile:1 (lint), but ruff isn't on this machine; looking further" in done[-1].output
     assert done[-1].nothing_to_do == ""
 

@@ -238,7 +238,7 @@ def test_hostile_names_are_text(name: str, tmp_path: Path) -> None:
 def machine(folder: Path, programs: dict[str, str]) -> str:
     """Return a PATH with these programs, and those of the computer that scripts need."""
     place = folder / "bin"
-    add_programs(place, "sed", "head", "cat", "mkdir", "rm", "awk")
+    add_programs(place, "sed", "head", "cat", "mkdir", "rm", "awk", "readlink", "tr", "ln")
     for name, content in programs.items():
         write_program(place / name, content, BASH)
     return str(place)
@@ -273,7 +273,8 @@ def test_a_missing_runtime_is_installed(tmp_path: Path) -> None:
     path = machine(tmp_path, {"gibil-runtime": tool})
     script = top(Facts(ecosystem="Node.js", runtimes=(runtime("22"),), tests=(candidate("true"),))).tasks[0].run
     done = bash(script, tmp_path, path=path)
-    assert done.stdout.endswith("gibil: node 22.5.0 is installed\n"), done.stderr
+    # The tool itself reports what it installed.
+    assert done.stdout == "gibil: found .nvmrc:1 → node 22, which this machine doesn't have; installing it\n", done.stderr
 
 
 PIP = "\n".join(

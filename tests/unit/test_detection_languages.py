@@ -364,9 +364,11 @@ def test_submodules_are_fetched_if_the_ci_does() -> None:
 
 
 def test_submodules_are_fetched_if_the_ci_does_so_by_a_command() -> None:
-    found = submodules.facts(project({".gitmodules": "\tpath = a\n", CI: workflow("git submodule update --init")}))
+    modules = '[submodule "lib"]\n\tpath = vendor/lib\n\turl = https://github.com/a/lib.git\n'
+    files = {".gitmodules": modules, CI: workflow("git submodule update --init")}
+    found = submodules.facts(project(files, "vendor/lib"))
     assert found is not None
-    assert str(found.steps[0].evidence) == f"{CI}:5 (its CI runs `git submodule update --init`)"
+    assert str(found.submodules_evidence[0]) == f"{CI}:5 (its CI runs `git submodule update --init`)"
 
 
 def test_test_frameworks_that_cmake_looks_for_are_installed() -> None:

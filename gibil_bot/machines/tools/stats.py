@@ -101,8 +101,9 @@ def _within(limit: int, used: int, total: int, free: int) -> tuple[int, int]:
 
 async def stats(session: MachineSession) -> Stats:
     """Query a machine's statistics. Raises GibilError when it doesn't answer, or gives an invalid answer."""
-    result = await session.shell.run(text("stats"))
+    # A local machine's own figures are refreshed by the question for its usage, so that comes first.
     usage = await session.provider.usage(session.name) if isinstance(session.provider, Metered) else None
+    result = await session.shell.run(text("stats"))
     try:
         return read_stats(result.stdout, usage)
     except (ValueError, LookupError) as error:

@@ -313,7 +313,7 @@ class ManagedMachine:
             self._measuring.cancel()
 
     async def usage(self) -> Usage:
-        """Return the values that are compared with the limits. Raises ProviderError."""
+        """Return the values that are compared with the limits, and show them on the machine, too. Raises ProviderError."""
         try:
             memory = await asyncio.to_thread(self._context.groups.memory_used_mb, self.spec.name)
         except OSError as error:
@@ -324,6 +324,9 @@ class ManagedMachine:
         if memory is None:
             assert self._memory is not None
             memory = await asyncio.to_thread(memory_mb, self._init_pid, self._memory, memfd_device())
+            self._polled_kb = memory * 1024
+        if self._views is not None:
+            self._refresh_views()
         in_folder = not self._limits.disk_in_memory and self._image is None
         if in_folder:
             with contextlib.suppress(TimeoutError):
