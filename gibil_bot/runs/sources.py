@@ -338,7 +338,13 @@ class LocalBundle:
         return ObjectSources(remote=remote, stores=stores, authorize=authorize)
 
     async def _send_packs(self, shell: Shell, refs: Mapping[str, str], known: Sequence[str] = ()) -> Result:
-        script = clone.pack_script(sha=self._sha, base=_base(refs), remote=self._surroundings.remote, checkout=self._checkout)
+        script = clone.pack_script(
+            sha=self._sha,
+            base=_base(refs),
+            remote=self._surroundings.remote,
+            checkout=self._checkout,
+            keeps_history=bool(known),
+        )
         async with packed(self._repository, self._sha, refs, known) as archive:
             return await shell.run(script, stdin=archive, timeout_s=CLONE_TIMEOUT_S)
 

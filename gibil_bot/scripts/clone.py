@@ -150,12 +150,22 @@ def bundle_script(
     return f"{values}GIT_ALLOW_PROTOCOL=file\n{_begin()}{text('clone_bundle')}"
 
 
-def pack_script(*, sha: str, base: str = "", remote: str = "", checkout: Checkout = _WHOLE, workspace: str = WORKSPACE) -> str:
+def pack_script(
+    *,
+    sha: str,
+    base: str = "",
+    remote: str = "",
+    checkout: Checkout = _WHOLE,
+    workspace: str = WORKSPACE,
+    keeps_history: bool = False,
+) -> str:
     """Return a script that checks out `sha` at `workspace` from the tar archive in its input, which is unpacked into `.git`.
 
-    The archive contains packs with their indexes, and `packed-refs`. Otherwise as `bundle_script`.
+    The archive contains packs with their indexes, and `packed-refs`. `keeps_history`: the packs of a prepared machine are used,
+    too; the status is CLONE_GONE if they are not what they should be. Otherwise as `bundle_script`.
     """
     values = _assignments(workspace=_checked_workspace(workspace), sha=_checked_sha(sha), base=base)
+    values += _assignments(history="yes" if keeps_history else "no")
     values += _assignments(remote=remote, tags="yes" if checkout.tags else "no", lfs="yes" if checkout.lfs else "no")
     return f"{values}GIT_ALLOW_PROTOCOL=file\n{_begin()}{text('clone_pack')}"
 

@@ -6,7 +6,9 @@
 set -eu
 umask 022
 LC_ALL=C GIT_TERMINAL_PROMPT=0 GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null GIT_LFS_SKIP_SMUDGE=1
+GIT_ATTR_NOSYSTEM=1 XDG_CONFIG_HOME=/dev/null GIT_NO_REPLACE_OBJECTS=1  # no ignore and attributes files of a user, either
 export LC_ALL GIT_TERMINAL_PROMPT GIT_CONFIG_NOSYSTEM GIT_CONFIG_GLOBAL GIT_LFS_SKIP_SMUDGE GIT_ALLOW_PROTOCOL
+export GIT_ATTR_NOSYSTEM XDG_CONFIG_HOME GIT_NO_REPLACE_OBJECTS
 unset GIT_ASKPASS SSH_ASKPASS GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_TRACE GIT_TRACE_CURL GIT_CURL_VERBOSE || true
 
 log=
@@ -33,33 +35,36 @@ if test -e "$workspace/.git/gibil-commit" && test "$(cat "$workspace/.git/gibil-
         exit 0
     fi
 fi
-# What a prepared machine has installed in the workspace stays: all files that git ignores. Its repository is created again, so
-# that nothing of its configuration is used. Only the objects of a complete repository stay, and the index, with which git
-# recognizes unmodified files.
-kept='' prepared=
+# What a prepared machine has installed in the workspace stays: all files that git ignores. Everything else is that of the commit,
+# whatever earlier tasks changed. Its repository is created again, so that nothing of its configuration and index is used; only
+# packs stay, if $history is yes and the history is complete, and `check_objects` compares what is read from them with its names.
+kept='' kept_packs='' checks_objects='' prepared=
 test ! -e "${workspace%/*}/.gibil/prepared" || prepared=yes
 has_whole_history() {
-    test -d objects && test ! -L objects && test ! -e shallow || return 1
-    for each in objects/info/alternates objects/pack/*.promisor; do
+    test "${history:-no}" = yes && test -d objects/pack || return 1
+    test ! -L objects && test ! -L objects/pack && test ! -e shallow && test ! -e objects/info/alternates || return 1
+    for each in objects/pack/*.promisor; do
         test ! -e "$each" || return 1
     done
 }
 # empty_repository: deletes the rest of the repository that is the working directory.
 empty_repository() {
-    complete=
-    ! has_whole_history || complete=yes
-    for each in * .[!.]*; do
-        test "$each" != index || continue
-        test "$each" != objects || test -z "$complete" || continue
+    ! has_whole_history || kept_packs=yes
+    for each in * .[!.]* ..?*; do
+        test "$each" != objects || test -z "$kept_packs" || continue
         rm -rf -- "$each" || return 1
     done
+    test -n "$kept_packs" || return 0
+    find objects -mindepth 1 ! -path objects/pack ! \( -path 'objects/pack/*.pack' -type f \) \
+        ! \( -path 'objects/pack/*.idx' -type f \) -depth -exec rm -rf -- {} \;
 }
 create() {
     if test -n "$prepared" && test -d "$workspace" && test ! -L "$workspace"; then
         kept=yes
         repository=$workspace/.git
         if test -d "$repository" && test ! -L "$repository"; then
-            (cd -- "$repository" && empty_repository) || fail 24 "cannot delete the files of $repository"
+            # shellcheck disable=SC2015  # both ways end with the failure
+            cd -- "$repository" && empty_repository || fail 24 "cannot delete the files of $repository"
         else
             rm -rf -- "$repository" || fail 24 "cannot delete $repository"
         fi
@@ -68,8 +73,6 @@ create() {
     # shellcheck disable=SC2015  # both ways end with the failure
     mkdir -p -- "$workspace" && cd -- "$workspace" || fail 24 "cannot create $workspace"
     git init -q --template= . >"$log" 2>&1 || { cat "$log" >&2; fail 24 "cannot create a git repository in $workspace"; }
-    # An index that can't be read, or that excludes files from comparison, isn't used.
-    test -z "$kept" || test -z "$(git ls-files -v 2>&1 | grep -v '^H ' | head -n 1)" || rm -f .git/index
 }
 test -n "$finished" || create
 
@@ -82,9 +85,52 @@ drop_tags() {
     git for-each-ref "$@" --format='delete %(refname)' refs/tags | git update-ref --stdin
 }
 submodule_paths() { git ls-tree -r "$sha" | sed -n 's/^160000 commit [0-9a-f]*	//p'; }
-finish() {
+# recognize_files: creates an index in which the files that have the content of the commit count as unmodified, so that they stay.
+# Their contents are compared without any conversion. If git converts files of this commit, it writes all of them again.
+recognize_files() {
+    # What earlier tasks left can neither keep untracked files nor convert others.
+    # shellcheck disable=SC2016  # that shell expands it
+    { printf '.\0' && git ls-tree -r -d -z --name-only "$sha"; } | xargs -0 sh -c 'for folder; do
+        for each in "$folder/.gitignore" "$folder/.gitattributes"; do
+            if test -e "$each" || test -L "$each"; then rm -rf -- "$each"; fi
+        done
+    done' sh || return 1
     # The submodules' repositories were in the deleted one.
-    test -z "$kept" || submodule_paths | while IFS= read -r path; do rm -rf -- "$path/.git"; done
+    submodule_paths | while IFS= read -r path; do rm -rf -- "$path/.git"; done
+    git read-tree "$sha" || return 1
+    attributes | cut -d ' ' -f 2 | git cat-file --batch >"$log" || return 1
+    if ! grep -qaE 'crlf|ident|encoding|filter' "$log"; then
+        mkdir -p .git/info || return 1
+        echo '* -text -eol -crlf -ident -filter -working-tree-encoding' >.git/info/attributes || return 1
+        git update-index -q --refresh >/dev/null || :
+        rm -f .git/info/attributes
+    fi
+}
+attributes() { git ls-files -s -- ':(glob)**/.gitattributes'; }
+# check_objects: whether the objects that the checkout reads have the contents that their names say. git checks none of them.
+check_objects() {
+    checked=.git/gibil-checked
+    mkdir "$checked" || return 1
+    {
+        echo "$sha"
+        git rev-parse "$sha^{tree}"
+        git ls-tree -r -t "$sha" | sed -n 's/^[0-7]* tree \([0-9a-f]*\)	.*/\1/p'
+        attributes | cut -d ' ' -f 2
+        git diff-files --no-renames --raw --abbrev=40 --ignore-submodules=all | cut -d ' ' -f 3
+    } | sort -u >"$checked/names"
+    # A second repository computes all names again.
+    git init -q --template= --bare "$checked/again.git" || return 1
+    git pack-objects --quiet --window=0 --stdout <"$checked/names" >"$checked/pack" || return 1
+    GIT_DIR=$checked/again.git git index-pack --stdin <"$checked/pack" >/dev/null || return 1
+    for each in "$checked"/again.git/objects/pack/*.idx; do git show-index <"$each"; done | cut -d ' ' -f 2 | sort -u |
+        cmp -s - "$checked/names"
+}
+finish() {
+    if test -n "$kept"; then
+        recognize_files 2>"$log" || { cat "$log" >&2; fail 24 "cannot compare the files with those of $sha"; }
+        test -z "$checks_objects" || check_objects 2>"$log" || { cat "$log" >&2; fail 20 "the prepared machine's objects were changed"; }
+        rm -rf .git/gibil-checked
+    fi
     git -c core.hooksPath=/dev/null -c advice.detachedHead=false checkout -q --force --detach "$sha" >"$log" 2>&1 \
         || { cat "$log" >&2; fail 24 "cannot write the files of $sha; is the disk full?"; }
     test -z "$kept" || git -c core.hooksPath=/dev/null clean -q -ffd >"$log" 2>&1 \
