@@ -164,9 +164,8 @@ class Preparation:
             return None  # another run has saved the same meanwhile
         answer = await shell.run(scripts.leave_script(continues=self._archives is not None), timeout_s=_SCRIPT_S)
         left = scripts.parse_left(answer.stdout) if answer.exit_status == 0 else None
-        if left is None or left.busy:
+        if left is None or left.busy or left.tree != self._key.tree:  # a task that changes HEAD may have installed either
             return None
-        key = PreparedKey(kind=self._key.kind, files=self._key.files, tree=left.tree)
         entry = PreparedMachine(
             format=FORMAT,
             layer=layer_id(run.id, attempt),
@@ -174,7 +173,7 @@ class Preparation:
             repository_name=run.source.repository.full_name,
             scope=self._scope.writes,
             workflow=plan.workflow,
-            key=key,
+            key=self._key,
             whole_tree=left.built or self._whole_tree,
             env=exports[0],
             paths=exports[1],

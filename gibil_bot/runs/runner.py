@@ -386,11 +386,12 @@ class Runner:
                     return None
                 is_restored = False
             if is_restored and entry is not None:
-                layer, spent_s = entry.layer, time.perf_counter() - started
-                self._journal.note("restored", machine=machine.name, seconds=spent_s)
+                layer = entry.layer
+                self._journal.note("restored", machine=machine.name, seconds=time.perf_counter() - started)
             else:
                 changed = machine, shell = await self._another_machine(machine.name, choice.entry, execution)
                 layer = await preparation.restored(shell, machine.layer)
+            spent_s = time.perf_counter() - started
             choice = await preparation.choose(shell, self._run.plan, layer)
         if choice.entry is None or choice.what == "change":
             return changed  # it is a plain machine, or a layer was deleted meanwhile: everything is installed

@@ -100,6 +100,26 @@ async def test_the_git_configuration_of_a_prepared_machine_is_not_used(place: Wo
     assert not any("PLANTED" in line or "filter" in line or "hook" in line for line in second.output)
 
 
+# Exchanges our folder and a link that then leads to it, at once.
+LINK_OUR_FOLDER = """ln -s /root/ours /root/ours
+python3 -c 'import ctypes
+assert ctypes.CDLL(None).renameat2(-100, b"/root/.gibil", -100, b"/root/ours", 2) == 0'
+"""
+
+
+async def test_folders_that_an_earlier_run_replaced_by_links_change_no_later_run(place: Workshop) -> None:
+    for each in (
+        "cp -r . /root/other && cd / && rm -rf /root/project && ln -s other /root/project && echo evil >/root/other/source",
+        LINK_OUR_FOLDER,
+    ):
+        words: dict[str, Any] = {"install": f"{INSTALL}\n{each}", "test": "cat source; readlink /root/project || true"}
+        first = await place.run(**words)
+        assert first.conclusion is Conclusion.SUCCESS, first.run.note
+        second = await place.run(**words)
+        assert second.conclusion is Conclusion.SUCCESS, (second.results, second.run.note)
+        assert second.output == ["first"]
+
+
 async def test_two_runs_that_save_the_same_at_once_both_succeed(place: Workshop) -> None:
     ended = await asyncio.gather(*(place.run() for _ in range(2)))
     assert [one.conclusion for one in ended] == [Conclusion.SUCCESS] * 2
@@ -109,16 +129,21 @@ async def test_two_runs_that_save_the_same_at_once_both_succeed(place: Workshop)
 
 
 class KillsItsDaemon(LocalProvider):
-    """The daemon is killed while it saves a layer."""
+    """The daemon is killed while it saves a layer, or before it has made it permanent."""
 
     paths: LocalPaths
     kills = 0
+    when = "while"
 
     async def save_layer(self, name: str, layer_id: str) -> LayerInfo:
         daemon = read_daemon(KillsItsDaemon.paths)
         assert daemon is not None
         if KillsItsDaemon.kills:
             KillsItsDaemon.kills -= 1
+            if KillsItsDaemon.when == "after":
+                info = await super().save_layer(name, layer_id)
+                os.kill(daemon.pid, signal.SIGKILL)
+                return info
             saving = asyncio.ensure_future(super().save_layer(name, layer_id))
             folder = KillsItsDaemon.paths.machine(name)
             await until(lambda: not folder.is_dir() or not (folder / "machine.json").exists() or saving.done(), "it began")
@@ -127,9 +152,10 @@ class KillsItsDaemon(LocalProvider):
         return await super().save_layer(name, layer_id)
 
 
-async def test_a_daemon_that_is_killed_while_it_saves_leaves_no_half_machine(tmp_path: Path) -> None:
+@pytest.mark.parametrize("when", ["while", "after"])
+async def test_a_daemon_that_is_killed_when_it_saves_leaves_no_half_machine(tmp_path: Path, when: str) -> None:
     async with workshop(tmp_path / "w", KillsItsDaemon) as place:
-        KillsItsDaemon.paths, KillsItsDaemon.kills = LocalPaths(place.data_dir), 1
+        KillsItsDaemon.paths, KillsItsDaemon.kills, KillsItsDaemon.when = LocalPaths(place.data_dir), 1, when
         ended = await place.run()
         assert ended.conclusion is Conclusion.SUCCESS, ended.run.note
         assert ended.output == ["a tool", "sweet", "one", "first"]

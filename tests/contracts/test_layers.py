@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import signal
+import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -310,3 +311,62 @@ async def test_links_in_a_layer_do_not_lead_to_the_host(lodging: LocalLodging, t
     machine = await start(lodging, "next", 1)
     assert await output(lodging, machine, "cat /etc/hostname; readlink /usr/local") == f"next\n{outside}\n"
     assert list(outside.iterdir()) == []
+
+
+HOSTILE_FILES = r"""
+import contextlib, os, stat
+os.makedirs("/opt/tree/below"); open("/opt/tree/below/file", "w").write("kept")
+open("/opt/plain", "w").write("kept")
+for name, kind, device in (
+    ("white", stat.S_IFCHR, 0), ("memory", stat.S_IFCHR, os.makedev(1, 1)), ("disk", stat.S_IFBLK, os.makedev(7, 0)),
+    ("tree/below/white", stat.S_IFCHR, 0),
+):
+    with contextlib.suppress(OSError):
+        os.mknod(f"/opt/{name}", kind | 0o666, device)
+for path in ("/opt/tree", "/opt/tree/below", "/opt/plain", "/opt", "/usr", "/etc"):
+    for namespace in ("user", "trusted"):
+        for name, value in (("opaque", b"y"), ("opaque", b"x"), ("redirect", b"/etc"), ("metacopy", b""), ("whiteout", b""),
+                            ("origin", b"x" * 30), ("overlay.opaque", b"y"), ("impure", b"y"), ("nlink", b"U+9")):
+            with contextlib.suppress(OSError):
+                os.setxattr(path, f"{namespace}.overlay.{name}", value)
+"""
+LOOK = r"""
+import os, stat
+for path in ("/opt/tree/below/file", "/opt/plain"):
+    print(open(path).read())
+print(len(os.listdir("/usr/bin")) > 20, len(os.listdir("/opt/tree")), sorted(os.listdir("/opt/tree/below"))[0])
+for folder, folders, files in os.walk("/opt"):
+    for name in files:
+        status = os.lstat(f"{folder}/{name}")
+        if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
+            try:
+                os.open(f"{folder}/{name}", os.O_RDONLY)
+                print("opened", name)
+            except OSError:
+                pass
+"""
+
+
+async def test_tasks_do_not_decide_what_an_overlay_shows_and_no_device_works(lodging: LocalLodging) -> None:
+    machine = await start(lodging, "hostile")
+    left = await lodging.run(machine, "python3 -", input=HOSTILE_FILES)
+    assert left.exit_status == 0, left.stderr
+    await provider_of(lodging).save_layer("hostile", layer_id(1))
+    expected = "kept\nkept\nTrue 1 file\n"
+    machine = await start(lodging, "next", 1)
+    assert (await lodging.run(machine, "python3 - 2>&1", input=LOOK)).stdout == expected
+    await output(lodging, machine, "echo more >/opt/tree/more; rm /opt/tree/more; touch /etc/new /usr/bin/new")
+    await provider_of(lodging).save_layer("next", layer_id(2))
+    machine = await start(lodging, "third", 2)
+    assert (await lodging.run(machine, "python3 - 2>&1", input=LOOK)).stdout == expected
+    await asyncio.to_thread(check_devices, lodging.paths.layers)
+
+
+def check_devices(layers: Path) -> None:
+    """Check that the host has no device of a layer, and that other users can't reach a layer's files."""
+    for disk in layers.glob("*/disk*"):
+        assert disk.stat().st_mode & 0o077 == 0
+        for path in disk.rglob("*"):
+            mode = path.lstat().st_mode
+            assert not stat.S_ISBLK(mode)
+            assert not stat.S_ISCHR(mode) or path.lstat().st_rdev == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -64,7 +65,7 @@ async def test_modes_links_and_deletions_reach_the_next_machine(place: Workshop)
     assert first.output[:6] == ["deep 700 3", "link 777 1", "true 4711 2", "second 4711 2", "/opt", "2"]
 
 
-@pytest.mark.parametrize("how", ["damaged", "of another image", "of another format"])
+@pytest.mark.parametrize("how", ["damaged", "cut off", "of another image", "of another format"])
 async def test_an_archive_that_can_not_be_used_is_deleted_and_everything_is_installed(place: Workshop, how: str) -> None:
     await place.run()
     path = the_file(place)
@@ -72,6 +73,8 @@ async def test_an_archive_that_can_not_be_used_is_deleted_and_everything_is_inst
         with path.open("r+b") as file:
             file.seek(200)
             file.write(b"damaged")
+    elif how == "cut off":
+        os.truncate(path, path.stat().st_size // 2)
     else:
         old = place.store
         assert isinstance(old, ArchiveStore)

@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 from gibil_bot.config import Secret
 from gibil_bot.model import Conclusion, LayerInfo, Machine, MachineSpec
@@ -168,3 +170,31 @@ async def test_the_least_recently_used_is_deleted_first(place: Workshop) -> None
     assert sum(entry.size_mb for entry in kept) <= 20
     assert {info.id for info in await layers(place)} == {entry.layer for entry in kept}
     assert len(kept) == 2
+
+
+async def test_a_task_that_changes_the_commit_leaves_no_machine_for_that_commit(place: Workshop) -> None:
+    words: dict[str, Any] = {
+        "install": f"{INSTALL} mkdir -p build; cp source build/made; echo second >source; git commit -qam moved",
+        "test": "cat build/made",
+        "detected": False,
+    }
+    await place.run(**words)
+    place.commit({"source": "second\n"})  # the tree of that commit
+    again = await place.run(**words)
+    assert again.statuses[0] != "skipped"
+    assert await layers(place) == []
+
+
+async def test_the_saved_time_excludes_that_of_a_change_of_machines(place: Workshop) -> None:
+    await place.run()
+    first = place.head
+    (usage,) = await place.prepared.usages()
+    path = place.data_dir / f"prepared/{usage.entry.layer}.json"
+    path.write_bytes(msgspec.json.encode(replace(usage.entry, prepared_in_s=2.55)))
+    straight = await place.run()
+    assert straight.results[0].detail.endswith("saved 3 s")
+    place.commit({"lock": "two\n"})
+    await place.run()
+    changed = await place.run(first)
+    assert changed.statuses == ["skipped", "success"]
+    assert not changed.results[0].detail.endswith("saved 3 s")

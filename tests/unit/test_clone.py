@@ -324,6 +324,12 @@ def test_a_private_repository_is_cloned_with_a_token_that_is_nowhere_on_disk(
     done = run(script_for(server, sha, workspace), TOKEN, home=home)
     assert done.returncode == 0, done.stderr
     assert any(authorization for _, authorization in server.requests)
+    (home / ".gibil").mkdir()
+    (home / ".gibil/prepared").touch()  # a later run starts from this one
+    sha = project.commit("more work")
+    project.push()
+    done = run(script_for(server, sha, workspace), TOKEN, home=home)
+    assert done.returncode == 0, done.stderr
     holders = subprocess.run(["grep", "-rlaF", TOKEN, str(home)], capture_output=True, text=True)
     assert holders.stdout == ""
     assert TOKEN not in done.stdout + done.stderr
