@@ -34,7 +34,7 @@ def restore_script(archive_id: str, workspace: str = WORKSPACE) -> str:
     """Return a script that reads an archive on stdin. Safe to repeat."""
     if not _ID.fullmatch(archive_id):
         raise ValueError(f"{archive_id!r} is not the id of an archive")
-    return script("archive_restore", ID=archive_id, WORKSPACE=shlex.quote(workspace))
+    return script("archive_restore", ID=archive_id, WORKSPACE=shlex.quote(workspace), RULES=text("delete_rules"))
 
 
 def restored_script() -> str:

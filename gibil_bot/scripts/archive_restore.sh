@@ -41,7 +41,9 @@ tar -x -P -p -I "$compression" --numeric-owner --xattrs --xattrs-include='securi
     fail 5 "cannot write files; is the disk full?"
 # Files that are part of this commit, or that it doesn't ignore, are not those of another commit.
 cd @WORKSPACE@
-export GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null GIT_LFS_SKIP_SMUDGE=1
+export GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null GIT_LFS_SKIP_SMUDGE=1 GIT_ATTR_NOSYSTEM=1 XDG_CONFIG_HOME=/dev/null
+@RULES@
+delete_rules HEAD || fail 5 "cannot restore the commit"
 git -c core.hooksPath=/dev/null checkout -q --force HEAD || fail 5 "cannot restore the commit"
 git -c core.hooksPath=/dev/null clean -q -ffd || fail 5 "cannot restore the commit"
 systemctl daemon-reload >/dev/null 2>&1 || true

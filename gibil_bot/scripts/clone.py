@@ -191,7 +191,8 @@ def modules_script(
 
 
 def _begin() -> str:
-    return script("clone_begin", **{name.upper(): _printed(_NOTES[name]) for name in ("submodules", "lfs")})
+    begin = script("clone_begin", **{name.upper(): _printed(_NOTES[name]) for name in ("submodules", "lfs")})
+    return f"{text('delete_rules')}{begin}"
 
 
 def _printed(note: str) -> str:

@@ -88,13 +88,7 @@ submodule_paths() { git ls-tree -r "$sha" | sed -n 's/^160000 commit [0-9a-f]*	/
 # recognize_files: creates an index in which the files that have the content of the commit count as unmodified, so that they stay.
 # Their contents are compared without any conversion. If git converts files of this commit, it writes all of them again.
 recognize_files() {
-    # What earlier tasks left can neither keep untracked files nor convert others.
-    # shellcheck disable=SC2016  # that shell expands it
-    { printf '.\0' && git ls-tree -r -d -z --name-only "$sha"; } | xargs -0 sh -c 'for folder; do
-        for each in "$folder/.gitignore" "$folder/.gitattributes"; do
-            if test -e "$each" || test -L "$each"; then rm -rf -- "$each"; fi
-        done
-    done' sh || return 1
+    delete_rules "$sha" || return 1
     # The submodules' repositories were in the deleted one.
     submodule_paths | while IFS= read -r path; do rm -rf -- "$path/.git"; done
     git read-tree "$sha" || return 1

@@ -70,6 +70,17 @@ async def test_another_commit_has_its_own_files_on_the_prepared_machine(place: W
 
 
 @both
+async def test_ignore_files_that_a_task_left_keep_no_files(place: Workshop) -> None:
+    place.commit({"sub/file": "x\n"})
+    words = {
+        "install": f"{INSTALL}\necho '*' >sub/.gitignore; echo evil >sub/evil",
+        "test": "ls -A sub; cat node_modules/installed",
+    }
+    await place.run(**words)
+    check(await place.run(**words), ["skipped", "success"], ["file", "one"])
+
+
+@both
 async def test_a_changed_lock_file_is_installed_on_the_nearest_machine(place: Workshop) -> None:
     await place.run()
     first = place.head
