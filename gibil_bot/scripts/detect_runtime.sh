@@ -34,11 +34,12 @@ present() {
     return 1
 }
 
-# whole NAME: whether this machine has the programs that belong to it, which Debian has in other packages
+# whole NAME: whether gibil-runtime has nothing to add: programs that Debian has in other packages, or uv's settings
 whole() {
     case $1 in
         java) command -v javac >/dev/null 2>&1 ;;
         ruby) command -v bundle >/dev/null 2>&1 ;;
+        uv) ! grep -qs '^native-tls' "${etc-/etc}/uv/uv.toml" ;;
     esac
 }
 

@@ -14,7 +14,7 @@ WORDS = 'say() { echo "gibil: $*"; }\nfail() { say "$@"; exit 1; }\n'
 
 
 def run(folder: Path, script: str) -> str:
-    add_programs(folder / "tools", "bash", "cp", "cut", "head", "mkdir", "rm", "sed")
+    add_programs(folder / "tools", "bash", "cp", "cut", "grep", "head", "mkdir", "rm", "sed")
     env = {"PATH": f"{folder}:{folder}/tools", "GITHUB_PATH": f"{folder}/path", "GITHUB_ENV": f"{folder}/env"}
     done = subprocess.run(
         [folder / "tools/bash", "-eu"], input=WORDS + script, capture_output=True, text=True, env=env, timeout=60
@@ -52,3 +52,14 @@ def test_a_runtime_is_used_if_the_rest_cannot_be_installed(tmp_path: Path) -> No
     write_program(tmp_path / "gibil-runtime", "exit 1")
     out = run(tmp_path, f"{text('detect_runtime')}\nruntime ruby required Gemfile ''")
     assert out.splitlines() == ["gibil: found Gemfile → ruby 3.9.1", "gibil: going on with this ruby"]
+
+
+def test_a_uv_that_the_machine_has_is_configured(tmp_path: Path) -> None:
+    write_program(tmp_path / "uv", "echo uv 0.11.0")
+    settings = tmp_path / "etc/uv/uv.toml"
+    settings.parent.mkdir(parents=True)
+    settings.write_text("native-tls = true\n")
+    write_program(tmp_path / "gibil-runtime", f'echo "tool $*"; echo "system-certs = true" >{settings}')
+    script = f"etc={tmp_path}/etc\n{text('detect_runtime')}\nruntime uv required uv.lock ''"
+    found = "gibil: found uv.lock → uv 0.11.0\n"
+    assert [run(tmp_path, script) for _ in range(2)] == [f"{found}tool uv 0\n", found]

@@ -23,7 +23,9 @@ def stored(opt: Path, tree: str, program: str, output: str) -> None:
 def tool(folder: Path, *words: str, apt: str = "exit 100", path: str = os.environ["PATH"]) -> subprocess.CompletedProcess[str]:
     write_program(folder / "apt-get", apt)
     paths = f"opt={folder}/opt bin={folder}/bin etc={folder}/etc"
-    script = runtime_tool().replace("opt=/opt/gibil bin=/usr/local/bin etc=/etc", paths)
+    real = "opt=/opt/gibil bin=/usr/local/bin etc=/etc"
+    assert real in runtime_tool(), "the tool would write to this computer's folders"
+    script = runtime_tool().replace(real, paths)
     env = {"PATH": f"{folder}/bin:{folder}:{path}", "HOME": str(folder)}
     return subprocess.run(["sh", "-s", *words], input=script, capture_output=True, text=True, env=env, timeout=60)
 
