@@ -34,6 +34,15 @@ present() {
     return 1
 }
 
+# whole NAME: whether gibil-runtime has nothing to add: programs that Debian has in other packages, or uv's settings
+whole() {
+    case $1 in
+        java) command -v javac >/dev/null 2>&1 ;;
+        ruby) command -v bundle >/dev/null 2>&1 ;;
+        uv) ! grep -qs '^native-tls' "${etc-/etc}/uv/uv.toml" ;;
+    esac
+}
+
 # node_headers: let node-gyp use the headers of this Node.js, which it would download from nodejs.org otherwise
 node_headers() {
     local program found folder version
@@ -52,13 +61,14 @@ runtime() {
     local name=$1 need=$2 evidence=$3 version=$4 found='' seen=''
     local -a fitting=("${@:4}")
     test -n "$version" || fitting=("${@:5}")
+    local tool wanted=${fitting[0]-}
+    tool=$(command -v gibil-runtime || command -v /opt/gibil/bin/gibil-runtime || true)
     if present "$name" "${fitting[@]}"; then
         say "found $evidence → $name $found"
+        whole "$name" || test -z "$tool" || "$tool" "$name" "${found%%.*}" || say "going on with this $name"
         test "$name" != node || node_headers
         return 0
     fi
-    local tool wanted=${fitting[0]-}
-    tool=$(command -v gibil-runtime || command -v /opt/gibil/bin/gibil-runtime || true)
     say "found $evidence → $name${wanted:+ $wanted}, which this machine doesn't have${seen:+ (it has $seen)}; installing it"
     if test -n "$tool" && "$tool" "$name" "$wanted"; then
         hash -r  # the tool has reported what it installed

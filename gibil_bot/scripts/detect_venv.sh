@@ -3,7 +3,9 @@
 # Creates the virtual environment of a Python project outside its checkout, and puts it first in PATH for later tasks.
 
 python=python3
-if test -n "$version" && command -v "python$version" >/dev/null 2>&1; then python=python$version; fi
+for each in "$version" "$(cut -d . -f 1-2 <<<"$version")"; do  # of Python 3.12.4, the program is python3.12
+    if test -n "$each" && command -v "python$each" >/dev/null 2>&1; then python=python$each; fi
+done
 python=$(command -v "$python" || command -v python) || fail "a virtual environment needs python3, which this machine doesn't have"
 mkdir -p "${venv%/*}"
 rm -rf "$venv"

@@ -15,7 +15,8 @@ case $wanted in
     *) fail "'$wanted' is not a version" ;;
 esac
 label="$name${wanted:+ $wanted}"
-opt=/opt/gibil bin=/usr/local/bin looked=''
+# shellcheck disable=SC2034  # etc, too
+opt=/opt/gibil bin=/usr/local/bin etc=/etc looked=''
 machine=$(uname -m)
 # shellcheck disable=SC2034  # used by the other parts
 case $machine in
@@ -240,7 +241,7 @@ version_of() {
 # candidates: the commands that may be the program, one a line
 candidates() {
     case $name in
-        python) printf '%s\n' python3 python "python$wanted" ;;
+        python) printf '%s\n' python3 python "python$wanted" "python$(echo "$wanted" | cut -d . -f 1-2)" ;;
         node) printf '%s\n' node nodejs ;;
         rust) echo cargo ;;
         java) printf '%s\n' java /usr/lib/jvm/*/bin/java ;;
@@ -271,4 +272,7 @@ stored() {
 }
 
 # report: the last line of the output
-report() { say "$name $found ($path)"; }
+report() {
+    test "$name" != uv || configure_uv "$path"
+    say "$name $found ($path)"
+}

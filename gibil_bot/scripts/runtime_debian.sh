@@ -1,5 +1,5 @@
 # shellcheck shell=sh
-# shellcheck disable=SC2154  # assigned by gibil_runtime.sh: machine opt version wanted work
+# shellcheck disable=SC2154  # assigned by gibil_runtime.sh: etc machine opt version wanted work
 # Part of gibil-runtime: programs of another release of Debian, as a folder with the libraries that they need.
 # apt checks the release's signature with the keys that this machine's distribution has installed.
 
@@ -15,7 +15,7 @@ suite() {
     rm -rf "$suite"
     mkdir -p "$suite/lists/partial" "$suite/archives/partial"
     : >"$suite/status"
-    site=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null | grep -oE 'https?://[^ ]+/debian/?( |$)' | head -n 1)
+    site=$(cat "$etc/apt/sources.list" "$etc"/apt/sources.list.d/* 2>/dev/null | grep -oE 'https?://[^ ]+/debian/?( |$)' | head -n 1)
     echo "deb [signed-by=$debian_keys] ${site:-http://deb.debian.org/debian} $1 main" >"$suite/sources"
     printf 'Dir::Etc::SourceList "%s/sources";\nDir::Etc::SourceParts "-";\nDir::State::Lists "%s/lists";\n' \
         "$suite" "$suite" >"$suite/config"

@@ -5,6 +5,7 @@
 if have; then
     case $path in
         /usr/lib/jvm/*) expose_java "${path%/bin/java}" ;;
+        */ruby) need_bundle ;;
     esac
     report
     exit 0

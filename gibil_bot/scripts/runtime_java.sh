@@ -84,6 +84,9 @@ install_gradle() {
 # Ruby's authors publish no builds for Linux.
 install_ruby() { from_distribution ruby ruby ruby-dev bundler || nowhere; }
 
+# need_bundle: a ruby that Debian installed for another package has neither Bundler nor the headers that extensions need
+need_bundle() { has bundle || from_distribution '' ruby-dev bundler || say "going on without bundle: ${looked##*, }"; }
+
 # PHP's authors publish no builds for Linux.
 install_php() {
     from_distribution php-cli php-cli php-bcmath php-curl php-gd php-intl php-mbstring php-sqlite3 php-xml php-zip || nowhere

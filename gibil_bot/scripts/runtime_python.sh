@@ -5,11 +5,22 @@
 # need_uv: uv in $uv, of any version
 need_uv() {
     uv=$(command -v uv || true)
-    test -z "$uv" || return 0
-    uv_wanted=$wanted wanted=
-    place_uv || { wanted=$uv_wanted; return 1; }
-    wanted=$uv_wanted
-    uv=$bin/uv
+    if test -z "$uv"; then
+        uv_wanted=$wanted wanted=
+        place_uv || { wanted=$uv_wanted; return 1; }
+        wanted=$uv_wanted
+        uv=$bin/uv
+    fi
+    configure_uv "$uv"
+}
+
+# configure_uv UV: request the system's certificates by the name that this uv knows. Before 0.11 the other one is an error,
+# and later versions warn of the old one.
+configure_uv() {
+    test -w "$etc/uv/uv.toml" || return 0
+    setting=native-tls
+    ! printf '0.11\n%s\n' "$(version_of uv "$1")" | sort -VC || setting=system-certs
+    sed -i "s/^\(native-tls\|system-certs\) = /$setting = /" "$etc/uv/uv.toml"
 }
 
 place_uv() {

@@ -11,21 +11,30 @@ version_of() {
     esac
 }
 
+# whole NAME: whether this machine has the programs that belong to it, which Debian has in other packages
+whole() {
+    case $1 in
+        java) command -v javac >/dev/null 2>&1 ;;
+        ruby) command -v bundle >/dev/null 2>&1 ;;
+    esac
+}
+
 # want RUNTIME VERSION COMMAND…: use the first of these commands that has the version, and put its directory first in PATH
 want() {
     runtime=$1 wanted=$2 seen=
     shift 2
+    tool=$(command -v gibil-runtime || command -v /opt/gibil/bin/gibil-runtime || true)
     for command in "$@"; do
         where=$(command -v "$command" 2>/dev/null) || continue
         found=$(version_of "$runtime" "$where" || true)
         if test -n "$found" && matches "$found" "$wanted"; then
             echo "gibil: $runtime $found ($where)"
+            whole "$runtime" || test -z "$tool" || "$tool" "$runtime" "${found%%.*}" >/dev/null || true
             test "$command" != "$runtime$wanted" || link "$runtime" "$where"
             return 0
         fi
         seen="$seen${seen:+, }$command is ${found:-of unknown version}"
     done
-    tool=$(command -v gibil-runtime || command -v /opt/gibil/bin/gibil-runtime || true)
     if test "${installed-}" != "$runtime" && test -n "$tool"; then
         installed=$runtime
         echo "gibil: $runtime $wanted is missing (found: ${seen:-none}); installing it"

@@ -27,6 +27,7 @@ from gibil_bot.providers.local.disk_images import IMAGE, Images
 from gibil_bot.providers.local.limits import Groups, find_hierarchies
 from gibil_bot.providers.local.paths import LocalPaths, groups_prefix, own_privilege, read_daemon
 from gibil_bot.providers.local.provider import LocalProvider
+from gibil_bot.providers.local.runtime_store import FILLING
 from gibil_bot.providers.local.usage_poller import family
 from gibil_bot.ssh.job_requests import JOB_STATUS, START_JOB, start_request
 from tests.doubles.machines import LocalLodging, end_daemon, local_lodging, shared_folder, until
@@ -636,3 +637,13 @@ async def test_memory_that_the_host_lacks_is_not_promised(lodging: LocalLodging)
     assert refused.value.code == "NO_ROOM"
     assert await lodging.provider.destroy(first.name)
     assert (await lodging.provider.create(lodging.spec("second", memory_mb=most * 2 // 3))).name == "second"
+
+
+async def test_machines_that_store_runtimes_end_if_their_memory_is_needed(lodging: LocalLodging) -> None:
+    most = Groups(find_hierarchies(), groups_prefix(LocalPaths(lodging.data_dir))).host_memory_mb()
+    await lodging.provider.create(lodging.spec("runtime-1", owner=f"tests{FILLING}", memory_mb=most * 2 // 3))
+    user = await lodging.provider.create(lodging.spec("runtime-2", memory_mb=most * 2 // 3))
+    assert [machine.name for machine in await lodging.provider.list_machines()] == [user.name]
+    with pytest.raises(ProviderError, match="this host doesn't have"):
+        await lodging.provider.create(lodging.spec("second", memory_mb=most * 2 // 3))
+    assert [machine.name for machine in await lodging.provider.list_machines()] == [user.name], "a user may choose any name"

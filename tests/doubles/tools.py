@@ -7,7 +7,10 @@ import shutil
 import pytest
 
 PACKAGES = {
+    "apt-get": "apt",
     "curl": "curl",
+    "dpkg-deb": "dpkg",
+    "gpg": "gnupg",
     "jq": "jq",
     "make": "make",
     "node": "nodejs",

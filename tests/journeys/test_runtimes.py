@@ -6,10 +6,14 @@ import asyncio
 import base64
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import io
 import json
+import os
 import platform
+import signal
+import subprocess
 import tarfile
 import threading
 import zipfile
@@ -21,6 +25,8 @@ from pathlib import Path
 import asyncssh
 import pytest
 
+from gibil_bot.cli.runtime_fill import start
+from gibil_bot.config import load_settings
 from gibil_bot.errors import ProviderError
 from gibil_bot.model import Machine, Trust
 from gibil_bot.providers.keyring import Keyring
@@ -29,7 +35,9 @@ from gibil_bot.providers.local.runtime_fill import fill, store_missing, store_of
 from gibil_bot.scripts.runtimes import TOOL_PATH, runtime_tool
 from gibil_bot.scripts.task_script import set_up_script
 from gibil_bot.ssh import client
-from tests.doubles.machines import Lodging, local_lodging, shared_folder
+from tests.doubles import prefork
+from tests.doubles.machines import Lodging, lent_data_dir, local_lodging, shared_folder, until
+from tests.doubles.patience import patient
 from tests.doubles.tools import needs
 from tests.doubles.workshop import workshop
 
@@ -42,9 +50,22 @@ class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None: ...
 
 
+class Held(Quiet):
+    """Answers requests for archives after `answer` is set."""
+
+    reached, answer = threading.Event(), threading.Event()
+
+    def do_GET(self) -> None:
+        if self.path.endswith(".tar.gz"):
+            self.reached.set()
+            self.answer.wait(patient(60))
+        with contextlib.suppress(OSError):  # a machine that was destroyed meanwhile
+            super().do_GET()
+
+
 @contextlib.contextmanager
-def serving(folder: Path) -> Iterator[int]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+def serving(folder: Path, handler: type[Quiet] = Quiet) -> Iterator[int]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -305,3 +326,75 @@ async def test_what_a_run_had_to_install_is_stored_for_later_runs_from_the_publi
             script = "/opt/gibil/bin/gibil-runtime node 0.99"
             again = await shop.run(install=script, test="node --version", repository_id=8)
             assert again.output == ["v0.99.1"]
+
+
+def settings_for(data_dir: Path, port: int) -> dict[str, str]:
+    """Return an environment whose machines get Node from the test mirror."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("GIBIL_", "HCLOUD_"))}
+    mirror = {"GIBIL_MIRRORS": f"nodejs=http://127.0.0.1:{port}/node", "GIBIL_EGRESS_ALLOW": f"127.0.0.1:{port}"}
+    return {**kept, "GIBIL_DATA_DIR": str(data_dir), **mirror}
+
+
+def wait_for_the_end(log: Path) -> str:
+    """Wait for the process that `gibil try` left, which has locked its log; return the log."""
+    with log.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return file.read()
+
+
+async def test_gibil_try_leaves_a_process_that_stores_what_it_installed(tmp_path: Path) -> None:
+    checkout = tmp_path / "project"
+    checkout.mkdir()
+    (checkout / ".gibil.yml").write_text(
+        "tasks:\n  - {name: node, run: /opt/gibil/bin/gibil-runtime node 0.99}\n"
+        "  - {name: test, run: 'test \"$(node --version)\" = v0.99.1'}\n"
+    )
+    git = ["git", "-C", str(checkout), "-c", "user.name=Ada", "-c", "user.email=ada@example.com"]
+    for arguments in (["init", "-q"], ["add", "--all"], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *arguments], check=True)
+    publish_node(tmp_path / "node", "0.99.1")
+    async with lent_data_dir(tmp_path, own_daemon=True) as data_dir:
+        with serving(tmp_path) as port:
+            environment = settings_for(data_dir, port)
+
+            async def gibil(*arguments: str) -> str:
+                done = await asyncio.to_thread(prefork.run, arguments, env=environment, timeout=patient(60))
+                assert done.returncode == 0, done.stderr
+                return done.stdout
+
+            await gibil("try", str(checkout))
+            log = await asyncio.to_thread(wait_for_the_end, data_dir / "local/runtimes.log")
+            (line,) = log.splitlines()
+            assert line.endswith("stored node-0.99.1 for later runs")
+        assert [each["name"] for each in json.loads(await gibil("cache", "runtimes", "--json"))] == ["node-0.99.1"]
+        assert await gibil("list", "--json") == "[]\n"
+        await gibil("try", str(checkout))
+
+
+async def test_one_process_at_a_time_stores_runtimes_and_a_killed_one_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_node(tmp_path / "node", "0.99.1")
+    async with lent_data_dir(tmp_path, own_daemon=True) as data_dir:
+        with serving(tmp_path, Held) as port:
+            for name, value in settings_for(data_dir, port).items():
+                monkeypatch.setenv(name, value)
+            settings = load_settings()
+            store, machines = store_of(data_dir), data_dir / "local/machines"
+            killed = start(settings, ("node-0.99.1",))
+            assert killed is not None
+            assert await asyncio.to_thread(Held.reached.wait, patient(30))
+            assert start(settings, ("node-0.99.1",)) is None
+            assert start(settings, ("go-1.24.1",)) is None
+            assert len(list(machines.iterdir())) == 1
+            os.kill(killed, signal.SIGKILL)
+            await asyncio.to_thread(os.waitpid, killed, 0)
+            await until(lambda: not any(machines.iterdir()), "the machine of the killed process is gone")
+            Held.answer.set()
+            process = start(settings, ("node-0.99.1",))
+            assert process is not None
+            assert (await asyncio.to_thread(os.waitpid, process, 0))[1] == 0
+            assert [entry.name for entry in store.entries()] == ["node-0.99.1"]
+            assert sorted(path.name for path in store.folder.iterdir()) == [".filling-node", "node-0.99.1"]
+            assert list(machines.iterdir()) == []
+            assert start(settings, ("node-0.99.1",)) is None, "nothing is missing"

@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,16 @@ def test_the_size_of_a_disk_is_its_allocated_size(tmp_path: Path) -> None:
     assert 2 <= measure_folder(str(tmp_path), 1000, 60).kb // 1024 <= 4
     assert measure_folder(str(tmp_path), 3, 60)[1:] == (4, False), "there are more files than allowed"
     assert not measure_folder(str(tmp_path), 1000, -1).complete
+
+
+def test_a_tree_that_several_remove_at_once_is_gone_afterwards(tmp_path: Path) -> None:
+    for number in range(600):
+        (tmp_path / f"tree/{number % 30}/{number % 7}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"tree/{number % 30}/{number % 7}/{number}").touch()
+    with ThreadPoolExecutor(4) as threads:
+        for done in [threads.submit(remove_tree, tmp_path / "tree") for _ in range(4)]:
+            done.result()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_command_that_never_gets_descriptors_is_rejected_with_a_message(monkeypatch: pytest.MonkeyPatch) -> None:

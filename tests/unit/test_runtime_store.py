@@ -130,6 +130,20 @@ def test_the_name_of_an_entry_is_checked(tmp_path: Path, name: str) -> None:
         RuntimeStore(tmp_path / "runtimes").add(name, archive(dict(GOOD)))
 
 
+@pytest.mark.parametrize(("modified", "expected"), [(1_700_000_000, 1_700_000_000), (float("nan"), 0), (-5, 0), (2.0**70, 0)])
+def test_a_file_has_the_time_that_pythons_compiled_code_names(tmp_path: Path, modified: float, expected: int) -> None:
+    buffer = archive(dict(GOOD))
+    member = tarfile.TarInfo("node-22.1.0/late.py")
+    member.pax_headers = {"mtime": str(modified)}
+    with tarfile.open(fileobj=buffer, mode="a", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(member, io.BytesIO())
+    buffer.seek(0)
+    store = RuntimeStore(tmp_path / "runtimes")
+    store.add("node-22.1.0", buffer)
+    populated(store, tmp_path / "tree")
+    assert (tmp_path / "tree/node-22.1.0/late.py").stat().st_mtime == expected
+
+
 def test_concurrent_fills_leave_one_complete_entry(tmp_path: Path) -> None:
     store = RuntimeStore(tmp_path / "runtimes")
     threads = [threading.Thread(target=store.add, args=("node-22.1.0", archive(dict(GOOD)))) for _ in range(4)]

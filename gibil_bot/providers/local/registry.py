@@ -260,7 +260,7 @@ class MachineRegistry:
         """Destroy the machines that fill the store of runtimes, if another one needs their memory."""
         promised = sum(managed.memory_mb for managed in self._machines.values())
         if promised + limits.memory_mb > self._host_memory_mb:
-            for name in [name for name in self._machines if name.startswith(FILLING)]:
+            for name in [name for name, managed in self._machines.items() if managed.spec.owner.endswith(FILLING)]:
                 await self.destroy(name)
 
     def _check_room(self, name: str, limits: Limits) -> None:

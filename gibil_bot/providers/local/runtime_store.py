@@ -38,6 +38,8 @@ FILLING = "runtime-"
 """How the names of machines begin that fill the store. They are destroyed if another machine needs their memory."""
 RETRY_S = 3600.0
 """A runtime that couldn't be stored isn't tried again for this time."""
+_NEWEST = 2**32 - 1
+"""The latest time of a file, in seconds: what every file system can store."""
 _UNSURE_S = 1.0
 """A folder that changed so recently may change again without another modification time."""
 
@@ -316,6 +318,9 @@ def _extract(archive: IO[bytes], name: str, target: Path) -> dict[str, str]:
                         digest.update(data)
                         output.write(data)
                 file.chmod(mode)
+                # Python's compiled code is valid for a source of this time.
+                modified = int(member.mtime) if 0 <= member.mtime <= _NEWEST else 0
+                os.utime(file, (modified, modified))
                 manifest[inside] = f"{mode:o} {digest.hexdigest()}"
             else:
                 raise InvalidTree(f"the tree of {name} has a member that is no file, folder or symbolic link: {member.name!r}")
