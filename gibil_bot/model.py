@@ -318,14 +318,23 @@ class TaskPlan(Struct, frozen=True, kw_only=True):
 class Checkout(Struct, frozen=True, kw_only=True):
     """What of the repository is on the machine, in the terms of actions/checkout."""
 
-    depth: int = 0
-    """How many commits of the history; 0 is all of it."""
-    submodules: str = "false"
-    """false | true | recursive"""
+    depth: int | None = None
+    """How many commits of the history; 0 is all of it. None, the default: all of it, and one commit of each submodule."""
+    submodules: str | None = None
+    """false | true | recursive. None, the default: those that detection finds necessary."""
     lfs: bool = False
     """Whether the files that Git LFS stores are downloaded."""
     tags: bool = True
     """Whether the tags that the commit can reach exist. Many projects derive their version from them."""
+
+    @property
+    def has_submodules(self) -> bool:
+        return self.submodules in ("true", "recursive")
+
+    @property
+    def submodule_depth(self) -> int:
+        """How many commits of each submodule; 0 is all of them."""
+        return 1 if self.depth is None else self.depth
 
 
 class Cache(Struct, frozen=True, kw_only=True):

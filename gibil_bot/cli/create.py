@@ -69,7 +69,7 @@ def create(
 
     Returns when SSH answers. With --repo the machine then clones the repository to /root/project, sets up what its .gibil.yml
     requires (then /root/.gibil-ready exists) and runs its tasks (then /root/.gibil-tasks-done or /root/.gibil-tasks-failed
-    exists); --wait waits for that. Exit status 1: a task failed.
+    exists); --wait waits for that. Its `cache` isn't used. Exit status 1: a task failed.
 
     \b
     gibil create --name agent-task --repo https://github.com/you/project --ttl 20 --json

@@ -32,6 +32,13 @@ _SCP_LIKE = re.compile(r"([A-Za-z0-9_][A-Za-z0-9._-]*@[A-Za-z0-9][A-Za-z0-9.-]*)
 _URL = re.compile(r"(https?|ssh)://[^\s]+")
 
 
+_TOO_MANY = f"The commit has more than {MOST_SUBMODULES} submodules, or {DEEPEST} levels of them."
+_REMEDY = (
+    "; it has another owner, so your credentials aren't used for it; if you trust this repository, run "
+    "`git submodule update --init --recursive`"
+)
+
+
 class SubmoduleError(GitError):
     """A submodule can't be checked out; the message is a sentence for people."""
 
@@ -120,7 +127,9 @@ async def collect(
 ) -> list[Submodule]:
     """Return the submodules of a commit in a repository that we created.
 
-    Each is in a repository in `scratch` with `depth` commits. Raises SubmoduleError, GitError.
+    Each is in a repository in `scratch` with `depth` commits; 0 is all of them. A submodule that the checkout doesn't have is
+    fetched as the user only if it is of the same owner, on the same server, as the repository; others are fetched as anyone.
+    Otherwise a repository that the user tries could read all that the user can. Raises SubmoduleError, GitError.
     """
     found: list[Submodule] = []
     waiting: list[tuple[str, Path, str, Modules, int]] = [(".", view, sha, modules, 1)]
@@ -128,11 +137,13 @@ async def collect(
         parent, repository, commit, places, level = waiting.pop(0)
         async for name, path, written, module_sha in _listed(repository, commit, parent):
             if len(found) >= MOST_SUBMODULES or level > DEEPEST:
-                raise SubmoduleError(f"The commit has more than {MOST_SUBMODULES} submodules, or {DEEPEST} levels of them.")
+                raise SubmoduleError(_TOO_MANY)
             url = _resolved(written, places.remote, path)
             copy = scratch / f"{len(found)}.git"
             store = await asyncio.to_thread(_store, places, name)
-            await _copy(copy, module_sha, store, url, path, depth, environment)
+            address, is_own = _origin(url, modules.remote)
+            lent = environment if is_own else _as_anyone(scratch)
+            await _copy(copy, module_sha, store, address, path, depth, lent)
             found.append(Submodule(parent=parent, path=path, name=name, url=url, repository=copy, store=store))
             if recursive:
                 inner = Modules(folders=(store / "modules",) if store else (), limit=places.limit, remote=url)
@@ -145,6 +156,8 @@ async def _listed(repository: Path, sha: str, parent: str) -> AsyncIterator[tupl
     links = await _links(repository, sha)
     if not links:
         return
+    if len(links) > MOST_SUBMODULES:
+        raise SubmoduleError(_TOO_MANY)
     entries: dict[str, dict[str, str]] = {}
     if await _has_gitmodules(repository, sha):
         listed = await _config(repository, sha)
@@ -229,7 +242,12 @@ def _resolved(written: str, remote: str, path: str) -> str:
         return written
     try:
         url = urlsplit(written)
-        valid = _URL.fullmatch(written) is not None and bool(url.hostname) and not (url.hostname or "").startswith("-")
+        valid = (
+            _URL.fullmatch(written) is not None
+            and bool(url.hostname)
+            and url.port != 0
+            and not (url.hostname or "").startswith("-")
+        )
         valid = valid and url.password is None and (url.username is None or url.scheme == "ssh")
     except ValueError:
         valid = False
@@ -256,11 +274,61 @@ def _joined(remote: str, relative: str, problem: SubmoduleError) -> str:
     return f"{base}/{relative}"
 
 
+def _origin(url: str, remote: str) -> tuple[str, bool]:
+    """Return the address to fetch from, and whether it is of the same owner as the remote.
+
+    As with actions/checkout, SSH addresses of a web server's host mean that server. A key for SSH is used only if the remote
+    has such an address, too.
+    """
+    scp = _SCP_LIKE.fullmatch(url)
+    ssh = (scp[1].rpartition("@")[2].lower(), scp[2].lstrip("/")) if scp is not None else None
+    if url.startswith("ssh://") and urlsplit(url).port is None:
+        ssh = (urlsplit(url).hostname or "", urlsplit(url).path.lstrip("/"))
+    there = urlsplit(remote) if remote.startswith(("http://", "https://")) else None
+    if ssh is not None and there is not None and there.hostname == ssh[0]:
+        url, ssh = f"{there.scheme}://{there.netloc}/{ssh[1]}", None
+    is_own = _owner(url) is not None and _owner(url) == _owner(remote)
+    return (url if is_own or ssh is None else f"https://{ssh[0]}/{ssh[1]}"), is_own
+
+
+def _owner(address: str) -> tuple[str, str] | None:
+    """Return the host, with its port, and the path up to the last component; None without an owner.
+
+    git@host and https://host are the same server. A password for https isn't sent to http.
+    """
+    scp = _SCP_LIKE.fullmatch(address)
+    if scp is not None:
+        host, path = scp[1].rpartition("@")[2], scp[2]
+    else:
+        try:
+            url = urlsplit(address)
+            port = url.port
+        except ValueError:
+            return None
+        if url.scheme not in ("http", "https", "ssh"):
+            return None
+        host, path = f"{url.hostname or ''}{f':{port}' if port is not None else ''}", url.path
+    parts = [part for part in path.split("/") if part]
+    return (host.lower(), "/".join(parts[:-1]).lower()) if len(parts) > 1 and not {".", ".."} & set(parts) else None
+
+
+def _as_anyone(scratch: Path) -> Environment:
+    """Return an environment without the user's configuration, credentials and keys. Not even .netrc is read."""
+
+    async def environment(_: str) -> Mapping[str, str | None]:
+        return {**git.anonymous_environment(), "HOME": str(scratch), "GIT_SSH_COMMAND": "false"}
+
+    return environment
+
+
 def _store(modules: Modules, name: str) -> Path | None:
     """Return the submodule's repository in a module store; None if it isn't initialised."""
     for folder in modules.folders:
         store = folder / name
         objects = store / "objects"
+        alternates = objects / "info" / "alternates"
+        if alternates.exists() and not alternates.is_file():  # git might never finish reading it
+            continue
         if objects.is_dir() and modules.limit is not None and objects.resolve().is_relative_to(modules.limit.resolve()):
             return store
     return None
@@ -275,16 +343,18 @@ async def _copy(copy: Path, sha: str, store: Path | None, url: str, path: str, d
     where = f"The submodule '{_shown(path)}' at {sha[:7]}"
     if not url:
         raise SubmoduleError(f"{where} isn't in this checkout, and its address is relative; run `git submodule update --init`.")
-    allowed = {**await environment(url), "GIT_ALLOW_PROTOCOL": "http:https:ssh"}
-    options = ("-q", "--no-tags", "--no-write-fetch-head")
+    given = await environment(url)
+    allowed = {"GIT_ALLOW_PROTOCOL": "http:https:ssh", **given}
+    options = ("-q", "--no-tags", "--no-write-fetch-head", *_limit(depth))
     try:
         await git.run(
-            "fetch", *options, f"--depth={depth}", "--", url, f"+{sha}:{_HEAD}", git_dir=copy, extra=allowed, within_s=_FETCH_S
+            "fetch", *options, "--", url, f"+{sha}:{_HEAD}", git_dir=copy, extra=allowed, within_s=_FETCH_S
         )  # fmt: skip
     except GitError as error:
         if not re.search(r"not our ref|couldn't find remote ref|unadvertised object|no such remote ref", error.stderr):
             reason = git.reason_in(error.stderr) if error.stderr else error.message
-            raise SubmoduleError(f"{where} can't be fetched from {url}: {reason}") from error
+            remedy = "" if given.get("GIT_CONFIG_GLOBAL") != os.devnull else _REMEDY
+            raise SubmoduleError(f"{where} can't be fetched from {url}: {reason}{remedy}") from error
         await _fetch_branches(copy, sha, url, where, allowed)
 
 
@@ -306,17 +376,21 @@ async def _copy_from_store(copy: Path, sha: str, store: Path, depth: int) -> boo
     await git.create_repository(view)
     try:
         await asyncio.to_thread(_link, view, store)
-        await git.run("cat-file", "-e", f"{sha}^{{commit}}", git_dir=view, extra=NO_FETCH)
+        await git.run("cat-file", "-e", f"{sha}^{{commit}}", git_dir=view, extra=NO_FETCH, within_s=_QUERY_S)
         await git.run("update-ref", _HEAD, sha, git_dir=view)
         await git.run(
-            "fetch", "-q", "--no-tags", "--no-write-fetch-head", f"--depth={depth}", view.as_uri(), f"+{_HEAD}:{_HEAD}",
-            git_dir=copy, extra=NO_FETCH, within_s=_FETCH_S,
+            "fetch", "-q", "--no-tags", "--no-write-fetch-head", *(_limit(depth) or ["--update-shallow"]), view.as_uri(),
+            f"+{_HEAD}:{_HEAD}", git_dir=copy, extra=NO_FETCH, within_s=_FETCH_S,
         )  # fmt: skip
     except (GitError, OSError):
         return False
     finally:
         await asyncio.to_thread(shutil.rmtree, view, ignore_errors=True)
     return True
+
+
+def _limit(depth: int) -> list[str]:
+    return [f"--depth={depth}"] if depth else []
 
 
 def _link(view: Path, store: Path) -> None:

@@ -56,6 +56,11 @@ class Job:
     node: yaml.Node
 
     @property
+    def id(self) -> str:
+        """`job` of its commands."""
+        return f"{self.path}:{self.name}"
+
+    @property
     def is_linux(self) -> bool:
         return not value(get(self.node, "runs-on")).startswith(("windows", "macos"))
 

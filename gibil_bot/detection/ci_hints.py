@@ -14,7 +14,7 @@ from gibil_bot.detection.facts import Evidence
 from gibil_bot.detection.project import Project
 from gibil_bot.detection.values import shown
 
-__all__ = ["WANTED", "Command", "commands", "submodules", "versions"]
+__all__ = ["WANTED", "Command", "commands", "versions"]
 
 WANTED = ci_files.WORKFLOWS
 _WORKFLOWS = 20
@@ -49,19 +49,6 @@ def versions(project: Project, action: str, key: str) -> tuple[tuple[str, Eviden
                         words = f"its CI tests with {shown(version)}"
                         found.setdefault(version, Evidence(path=job.path, line=place, text=words))
     return tuple(found.items())
-
-
-def submodules(project: Project) -> Evidence | None:
-    """Return where the CI checks out submodules."""
-    for job in _jobs(project):
-        for step in job.steps():
-            for wanted, line in ci_files.values(ci_files.get(step, "with", "submodules")):
-                if wanted in ("true", "recursive"):
-                    return Evidence(path=job.path, line=line, text="its CI checks out submodules")
-        for command in job.commands():
-            if command.run.startswith("git submodule update --init"):
-                return Evidence(path=job.path, line=command.line, text=f"its CI runs `{command.run}`")
-    return None
 
 
 def _jobs(project: Project, *, linting: bool = False) -> Iterator[Job]:

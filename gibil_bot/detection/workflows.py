@@ -49,6 +49,7 @@ _COMMANDS = {
     purpose: re.compile(rf"(?:^|[\s;&|(])(?:{words})(?:$|[\s;&|)'\"])")
     for purpose, words in (("test", _RUNNERS), ("lint", _LINTERS))
 }
+_MAKE_WITH_VARIABLES = re.compile(r"\bmake [^;&|]* (test|check)")
 _NAMES = {
     "test": re.compile(r"test|spec|\bci\b|unit", re.IGNORECASE),
     "lint": re.compile(r"lint|style|format|check", re.IGNORECASE),
@@ -93,6 +94,13 @@ def test_job(project: Project) -> tuple[Command, ...]:
     if test is None:
         return ()
     return (*(each for each in commands[: commands.index(test)] if each.job == test.job), test)
+
+
+def jobs_that_test(project: Project) -> tuple[str, ...]:
+    """Return `job` of the commands that test, the one of `test_job` first."""
+    commands = list(_all_commands(project))
+    found = [*_relevant(commands, "test"), *(each for each in commands if _MAKE_WITH_VARIABLES.search(each.run))]
+    return tuple(dict.fromkeys(each.job for each in found if each.job and _relevance(each, "test") >= 0))
 
 
 def packages(project: Project) -> tuple[tuple[str, ...], Evidence | None]:

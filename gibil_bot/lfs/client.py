@@ -26,6 +26,8 @@ BATCH = 100
 AT_ONCE = 4
 _ANSWER_BYTES = 4 * 1024 * 1024
 _TRIES = 3
+PAUSE_S = 1.0
+"""Before the second try; longer before the third."""
 _MOST_REDIRECTS = 5
 _TIMEOUT = httpx.Timeout(60.0, connect=20.0)
 _MEDIA = "application/vnd.git-lfs+json"
@@ -173,7 +175,9 @@ class LfsServer:
             except (_Unanswered, httpx.HTTPError) as error:
                 if attempt == _TRIES:
                     raise LfsError(f"the LFS server at {self._host} can't be reached: {_words(error)}") from None
-                await asyncio.sleep(attempt)
+                await asyncio.sleep(attempt * PAUSE_S)
+            except (httpx.InvalidURL, ValueError):
+                raise LfsError(f"the LFS server at {self._host} redirects to an invalid address") from None
         raise LfsError(f"the LFS server at {self._host} redirects too often")
 
     def _same_host(self, url: str) -> str:
@@ -187,13 +191,17 @@ class LfsServer:
             raise LfsError(f"the LFS server at {self._host} doesn't serve {_short(pointer)}: error {found.error.code}")
         if found is None or found.actions is None or found.actions.download is None:
             raise LfsError(f"the LFS server at {self._host} doesn't have {_short(pointer)}")
-        action = found.actions.download
+        try:
+            return await self._download(pointer, found.actions.download, found.authenticated or False, folder / pointer.oid)
+        except (httpx.InvalidURL, ValueError):  # an address or a header
+            raise LfsError(f"the LFS server at {self._host} names an invalid download for {_short(pointer)}") from None
+
+    async def _download(self, pointer: Pointer, action: _Action, authenticated: bool, path: Path) -> tuple[Pointer, Path]:
         headers = {name: value for name, value in (action.header or {}).items() if name.lower() not in _OWN_HEADERS}
         given = {name.lower() for name in headers}
         own = urlsplit(action.href).netloc == self._host and urlsplit(action.href).scheme == urlsplit(self._url).scheme
-        if own and not found.authenticated and "authorization" not in given and self._authorization is not None:
+        if own and not authenticated and "authorization" not in given and self._authorization is not None:
             headers["Authorization"] = self._authorization
-        path = folder / pointer.oid
         for attempt in range(1, _TRIES + 1):
             try:
                 await self._get(action.href, headers, pointer, path)
@@ -201,13 +209,14 @@ class LfsServer:
             except (_Unanswered, httpx.HTTPError) as error:
                 if attempt == _TRIES:
                     raise LfsError(f"{_short(pointer)} can't be downloaded from {self._host}: {_words(error)}") from None
-                await asyncio.sleep(attempt)
+                await asyncio.sleep(attempt * PAUSE_S)
         raise AssertionError("the last try returns or raises")
 
     async def _get(self, url: str, headers: Mapping[str, str], pointer: Pointer, path: Path) -> None:
         for _ in range(_MOST_REDIRECTS + 1):
             there = urlsplit(url)
-            if there.scheme not in ("https", urlsplit(self._url).scheme) or not there.hostname:
+            # Reading the port raises ValueError if it is none.
+            if there.scheme not in ("https", urlsplit(self._url).scheme) or not there.hostname or there.port == 0:
                 raise LfsError(f"the LFS server at {self._host} names a download that isn't https")
             async with self._http.stream("GET", url, headers={**headers, "Accept-Encoding": "identity"}) as answer:
                 if answer.status_code in _REDIRECTS:

@@ -279,12 +279,13 @@ CHECKOUT = Record(
         Field(
             name="depth",
             kind=Number(lowest=0, highest=1_000_000),
-            description="How many commits of the history; 0 (default) is all of it.",
+            description="How many commits of the history; 0 is all of it. Default: 0, and 1 for submodules.",
         ),
         Field(
             name="submodules",
             kind=Choice(words=("false", "true", "recursive"), booleans_too=True),
-            description="Whether submodules are checked out too, and with recursive their own as well. Default: false.",
+            description="Whether submodules are checked out too, and with recursive their own as well. Default: as "
+            "detected, or false.",
         ),
         Field(name="lfs", kind=Flag(), description="Whether the files of Git LFS are downloaded. Default: false."),
         Field(name="tags", kind=Flag(), description="Whether the tags that the commit can reach exist. Default: true."),

@@ -56,7 +56,7 @@ def expand(plan: Plan, detection: Detection, suggestion: Callable[[Detection], s
         tasks += _detected(plan, task, detection) if task.detect == purpose else [task]
     offered = next((text for text in (suggestion(detection), detection.suggestion) if _is_usable(text)), "")
     checkout = plan.checkout
-    if detection.submodules and checkout.submodules == "false":
+    if detection.submodules and checkout.submodules is None:
         checkout = replace(checkout, submodules=detection.submodules)
     return replace(plan, tasks=tuple(tasks), checkout=checkout, detected=_project(purpose, detection, offered))
 

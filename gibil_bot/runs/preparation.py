@@ -217,7 +217,7 @@ class Preparation:
             return None
         objects = {file.path: file.object_id for file in project.parse_listing(listing.stdout)}
         key_files = plan.detected.key_files if plan.detected is not None else wanted(objects)
-        if plan.checkout.submodules != "false":
+        if plan.checkout.has_submodules:
             modules = project.submodule_commits(listing.stdout)
             objects |= modules
             key_files = (*key_files, *modules)

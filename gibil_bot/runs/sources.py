@@ -121,7 +121,7 @@ class PullRequestClone:
             return ObjectSources(remote=remote, authorize=authorize, is_private=is_private)
 
         try:
-            await fetch_lfs(shell, sources, submodules=run.plan.checkout.submodules != "false")
+            await fetch_lfs(shell, sources, submodules=run.plan.checkout.has_submodules)
         except LfsFailed as error:
             raise SourceError(error.message) from error
         finally:
@@ -264,7 +264,7 @@ class LocalBundle:
         known = parse_known(answer.stdout)
         notes: tuple[str, ...] = ()
         try:
-            depth = self._checkout.depth
+            depth = self._checkout.depth or 0
             if depth or await git.text("rev-parse", "--is-shallow-repository", git_dir=self._repository) == "true":
                 refs = await self._refs(tags=not depth)
                 result = await self._send_copy(shell, self._shallow_copy(list(refs), depth), _base(refs))
@@ -285,7 +285,7 @@ class LocalBundle:
         if result.exit_status != 0:
             raise SourceError(f"The checkout could not be unpacked on the machine: {last_line(result.stderr)}")
         rest = await self._send_rest(shell, self._checkout)
-        if self._checkout.submodules == "false":
+        if not self._checkout.has_submodules:
             rest = clone.notes_of_clone(result.stdout)
         return (*notes, *rest)
 
@@ -295,18 +295,16 @@ class LocalBundle:
         modules: dict[str, Submodule] = {}
         try:
             with tempfile.TemporaryDirectory(prefix="gibil-modules-") as scratch:
-                if checkout.submodules != "false":
+                if checkout.has_submodules:
                     found = await collect(
                         self._repository, self._sha, self._surroundings.modules, Path(scratch),
-                        recursive=checkout.submodules == "recursive", depth=checkout.depth or 1,
+                        recursive=checkout.submodules == "recursive", depth=checkout.submodule_depth,
                         environment=self._surroundings.environment,
                     )  # fmt: skip
                     modules = {each.folder: each for each in found}
                     notes = await self._send_modules(shell, checkout, found, scratch)
             if checkout.lfs:
-                await fetch_lfs(
-                    shell, lambda found: self._lfs_sources(found, modules), submodules=checkout.submodules != "false"
-                )
+                await fetch_lfs(shell, lambda found: self._lfs_sources(found, modules), submodules=checkout.has_submodules)
         except GitError as error:
             raise error if isinstance(error, SourceError) else SourceError(error.message, stderr=error.stderr) from error
         return notes

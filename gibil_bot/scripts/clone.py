@@ -34,7 +34,10 @@ _BRANCH = re.compile(r"[^\x00-\x20\x7f~^:?*\[\\]+")
 _SHA = re.compile(r"[0-9a-f]{40}")
 _URL_CHARACTERS = re.compile(r"[A-Za-z0-9._~:/@%+-]+|https?://\[[0-9a-fA-F:]+\][A-Za-z0-9._~:/%+-]*")
 
-_FROM_HTTP = "GIT_ALLOW_PROTOCOL=http:https\nGIBIL_CLONE_HOST=$host\nexport GIBIL_CLONE_HOST\n"
+_FROM_HTTP = (
+    "GIT_ALLOW_PROTOCOL=http:https\nGIBIL_CLONE_HOST=$host GIBIL_CLONE_PROTOCOL=${url%%:*}\n"
+    "export GIBIL_CLONE_HOST GIBIL_CLONE_PROTOCOL\n"
+)
 
 _WHOLE = Checkout()
 _MOST_SUBMODULES = 50
@@ -181,8 +184,8 @@ def modules_script(
     values = _assignments(
         workspace=_checked_workspace(workspace),
         sha=_checked_sha(sha),
-        depth=str(checkout.depth or 1),
-        submodules=checkout.submodules,
+        submodules=checkout.submodules or "false",
+        submodule_depth=str(checkout.submodule_depth),
         lfs="yes" if checkout.lfs else "no",
     )
     calls = "".join(f"{shlex.join(('module', *each, str(number)))}\n" for number, each in enumerate(modules))
@@ -205,9 +208,10 @@ def _assignments(**values: str) -> str:
 
 def _options(clone_url: str, checkout: Checkout) -> dict[str, str]:
     return {
-        "depth": str(checkout.depth),
+        "depth": str(checkout.depth or 0),
         "tags": "yes" if checkout.tags else "no",
-        "submodules": checkout.submodules,
+        "submodules": checkout.submodules or "false",
+        "submodule_depth": str(checkout.submodule_depth),
         "lfs": "yes" if checkout.lfs else "no",
         "server": _server(clone_url),
         "hostname": urlsplit(clone_url).hostname or "",

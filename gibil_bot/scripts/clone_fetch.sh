@@ -1,16 +1,19 @@
 # shellcheck shell=sh
-# shellcheck disable=SC2154  # assigned by clone.py: url, host, hint, submodules; by clone_begin.sh: log
+# shellcheck disable=SC2154  # assigned by clone.py: url, host, hint, submodules, submodule_depth; by clone_begin.sh: log
 # fetch: git fetch from $url, with the token in GIBIL_CLONE_TOKEN. Ends the script with 21, 22 or 24 on an error; returns 1 if
 # the server doesn't have what was requested, and 3 after $within seconds. clone.py assigns url, host and hint.
 
 test -n "$finished" || printf '[remote "origin"]\n\turl = %s\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n' "$url" >>.git/config
 
-# The credential helper answers only for the host of the URL, whatever a redirect says.
+# The credential helper answers only for the host and protocol of the URL, whatever a redirect or a submodule says.
 # shellcheck disable=SC2016  # the helper's own shell expands it
 helper='!f() {
     test "$1" = get && test -n "${GIBIL_CLONE_TOKEN:-}" || exit 0
     while IFS= read -r line; do
-        case $line in host=*) test "${line#host=}" = "$GIBIL_CLONE_HOST" || exit 0 ;; esac
+        case $line in
+            protocol=*) test "${line#protocol=}" = "$GIBIL_CLONE_PROTOCOL" || exit 0 ;;
+            host=*) test "${line#host=}" = "$GIBIL_CLONE_HOST" || exit 0 ;;
+        esac
     done
     printf "username=x-access-token\npassword=%s\n" "$GIBIL_CLONE_TOKEN"
 }; f'
@@ -39,20 +42,20 @@ fetch() {
     fail 21 "$host can't be reached from this machine, or the connection was lost"
 }
 
-# fetch_submodules: fetches only the commits of $submodules (true, or recursive: theirs, too), and $depth commits of their history,
-# one if that is 0. Their addresses come from the repository: git uses only http and https, and the helper answers only for $host.
+# fetch_submodules: fetches only the commits of $submodules (true, or recursive: theirs, too), and $submodule_depth commits of their
+# history; 0 is all of them. Their addresses come from the repository: git uses only http and https, and the helper answers only for $host.
 # As with actions/checkout, SSH addresses of $hostname mean $server. If credentials are missing, it prints the addresses before
 # it ends with 22.
 fetch_submodules() {
     if test -f .gitmodules; then
         recursive=
         test "$submodules" != recursive || recursive=--recursive
-        more=${depth:-0}
-        test "$more" != 0 || more=1
+        depth_option=
+        test "$submodule_depth" = 0 || depth_option=--depth=$submodule_depth
         set_aside
         # shellcheck disable=SC2086  # empty: no argument
         with_credentials -c "url.$server/.insteadOf=git@$hostname:" -c "url.$server/.insteadOf=ssh://git@$hostname/" \
-            submodule --quiet update --init $recursive --depth="$more" --jobs=4 </dev/null >"$log" 2>&1 || submodule_problem
+            submodule --quiet update --init $recursive $depth_option --no-recommend-shallow --jobs=4 </dev/null >"$log" 2>&1 || submodule_problem
         bring_back
     fi
     printf '%s' "$submodules" >.git/gibil-submodules

@@ -14,15 +14,17 @@ import signal
 import stat
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from dataclasses import replace as replace_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import pytest_asyncio
 from msgspec.structs import replace
 
 from gibil_bot.errors import GitHubError
-from gibil_bot.git import GitError
+from gibil_bot.lfs import client
 from gibil_bot.model import Checkout, Repository, Result, Run, RunState, Trust
 from gibil_bot.ports import GitHub, Shell
 from gibil_bot.runs import local_checkout
@@ -33,7 +35,7 @@ from tests.contracts.store_nouns import new_run
 from tests.doubles.patience import patient
 from tests.doubles.repositories import ENVIRONMENT, git
 
-pytestmark = pytest.mark.usefixtures("no_git_settings")
+pytestmark = [pytest.mark.usefixtures("no_git_settings"), pytest.mark.asyncio(loop_scope="module")]
 
 NAME = "ada/engine"
 LARGE = bytes(range(256)) * 5000
@@ -115,10 +117,8 @@ class World:
     app: App
     folder: Path
     sha: str = ""
-
-    @property
-    def work(self) -> Path:
-        return self.folder / "work"
+    work: Path = Path()
+    hosts: Path = Path()
 
     def url(self, name: str) -> str:
         return f"{self.app.github.url}/{name}.git"
@@ -140,6 +140,7 @@ class World:
         repository = self.app.github.state.repository(NAME)
         repository.private = private
         await self.clone(NAME)
+        self.work = self.folder / "work"
         os.rename(self.folder / "engine", self.work)
         await asyncio.to_thread(git, self.work, "tag", "-a", "v1.0", "-m", "first")
         await self.commit(self.work, {"base": "1"})
@@ -220,7 +221,7 @@ class World:
             return await transfer.copy_to(cast(Shell, cast(Any, host)), run)
 
     def host(self, name: str) -> Host:
-        home = self.folder / "hosts" / name
+        home = self.hosts / name
         home.mkdir(parents=True)
         return Host(home)
 
@@ -244,11 +245,50 @@ def _run(world: World, checkout: Checkout, trust: Trust) -> Run:
 
 
 @contextlib.asynccontextmanager
-async def world(tmp_path: Path, *, private: bool = False) -> AsyncIterator[World]:
-    async with signed_in(tmp_path / "github") as app:
-        created = World(app, tmp_path)
+async def _created(folder: Path, *, private: bool) -> AsyncIterator[World]:
+    async with signed_in(folder / "github") as app:
+        created = World(app, folder)
         await created.create(private=private)
         yield created
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def public(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    async with _created(tmp_path_factory.mktemp("public"), private=False) as created:
+        yield created
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def private(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    async with _created(tmp_path_factory.mktemp("private"), private=True) as created:
+        yield created
+
+
+@contextlib.asynccontextmanager
+async def _lent(created: World, folder: Path) -> AsyncIterator[World]:
+    """Lend the repositories with a new copy of the author's checkout; then restore the objects of the LFS server."""
+    work = folder / "work"
+    await asyncio.to_thread(shutil.copytree, created.work, work, symlinks=True)
+    objects = created.app.github.state.lfs_objects
+    before = dict(objects)
+    try:
+        yield replace_dataclass(created, work=work, hosts=folder / "hosts")
+    finally:
+        objects.clear()
+        objects.update(before)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def here(public: World, tmp_path: Path) -> AsyncIterator[World]:
+    async with _lent(public, tmp_path) as world:
+        yield world
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def hidden(private: World, tmp_path: Path) -> AsyncIterator[World]:
+    """Private repositories."""
+    async with _lent(private, tmp_path) as world:
+        yield world
 
 
 def facts(workspace: Path) -> dict[str, object]:
@@ -285,157 +325,143 @@ def facts(workspace: Path) -> dict[str, object]:
 OPTIONS = {
     "defaults": Checkout(),
     "one commit": Checkout(depth=1),
-    "two commits": Checkout(depth=2),
     "without tags": Checkout(tags=False),
-    "one commit without tags": Checkout(depth=1, tags=False),
-    "submodules": Checkout(submodules="true"),
-    "all submodules with history": Checkout(submodules="recursive", depth=2),
-    "lfs": Checkout(lfs=True),
-    "everything": Checkout(submodules="recursive", lfs=True),
+    "submodules": Checkout(submodules="true", lfs=True),
+    "all submodules with some history": Checkout(submodules="recursive", depth=2),
+    "everything": Checkout(submodules="recursive", lfs=True, depth=0),
 }
 
 
-async def test_the_bot_and_try_leave_the_same_tree(tmp_path: Path) -> None:
-    async with world(tmp_path) as here:
-        await here.initialise()
-        for name, checkout in OPTIONS.items():
-            bot, tried = here.host(f"{name} by the bot".replace(" ", "-")), here.host(name.replace(" ", "-"))
-            _, notes = await here.with_bot(bot, checkout)
-            assert await here.with_try(tried, checkout) == notes, name
-            expected, found = facts(bot.workspace), facts(tried.workspace)
-            assert [(key, found[key]) for key in found if key != "files"] == [
-                (key, expected[key]) for key in expected if key != "files"
-            ], name
-            assert found["files"] == expected["files"], name
-            files = cast(dict[str, Any], found["files"])
-            assert files["src/link"] == "../run.sh"
-            assert ("lib/parts/part" in files) == (checkout.submodules != "false"), name
-            assert ("lib/parts/deep/inner/run.sh" in files) == (checkout.submodules == "recursive"), name
-            assert (files["large.bin"][1] == LARGE) == checkout.lfs, name
-            history = cast(dict[str, tuple[str, ...]], found["modules"])["."][0].split()
-            assert len(history) == (checkout.depth or 4), name
-            assert ("refs/tags/v1.1" in str(found["refs"])) == (checkout.tags and not checkout.depth), name
-            assert "v9.9" not in str(found["refs"])
-            shutil.rmtree(bot.home)
-            shutil.rmtree(tried.home)
-        everything = files
-        assert everything["script.bin"] == (0o755, b"#!/bin/sh\necho from lfs\n")
-        assert everything["data/größer name.bin"][1] == LARGE
-        assert everything["empty.bin"][1] == b""
-        assert everything["pointer.txt"][1].startswith(b"version https://git-lfs")
-        assert everything["lib/parts/deep/inner/a.bin"][1] == b"inner object"
+async def test_the_bot_and_try_leave_the_same_tree(here: World) -> None:
+    await here.initialise()
+    for name, checkout in OPTIONS.items():
+        bot, tried = here.host(f"{name} by the bot".replace(" ", "-")), here.host(name.replace(" ", "-"))
+        _, notes = await here.with_bot(bot, checkout)
+        assert await here.with_try(tried, checkout) == notes, name
+        expected, found = facts(bot.workspace), facts(tried.workspace)
+        assert [(key, found[key]) for key in found if key != "files"] == [
+            (key, expected[key]) for key in expected if key != "files"
+        ], name
+        assert found["files"] == expected["files"], name
+        files = cast(dict[str, Any], found["files"])
+        assert files["src/link"] == "../run.sh"
+        assert ("lib/parts/part" in files) == (checkout.has_submodules), name
+        assert ("lib/parts/deep/inner/run.sh" in files) == (checkout.submodules == "recursive"), name
+        assert (files["large.bin"][1] == LARGE) == checkout.lfs, name
+        histories = {name: each[0].split() for name, each in cast(dict[str, Any], found["modules"]).items()}
+        assert len(histories["."]) == (checkout.depth or 4), name
+        if checkout.has_submodules:
+            assert len(histories["lib/parts"]) == {None: 1, 2: 2, 0: 3}[checkout.depth], name
+        assert ("refs/tags/v1.1" in str(found["refs"])) == (checkout.tags and not checkout.depth), name
+        assert "v9.9" not in str(found["refs"])
+        shutil.rmtree(bot.home)
+        shutil.rmtree(tried.home)
+    everything = files
+    assert everything["script.bin"] == (0o755, b"#!/bin/sh\necho from lfs\n")
+    assert everything["data/größer name.bin"][1] == LARGE
+    assert everything["empty.bin"][1] == b""
+    assert everything["pointer.txt"][1].startswith(b"version https://git-lfs")
+    assert everything["lib/parts/deep/inner/a.bin"][1] == b"inner object"
 
 
 @pytest.mark.parametrize("trust", Trust)
-async def test_no_token_for_files_of_lfs_is_ever_on_the_machine(tmp_path: Path, trust: Trust) -> None:
-    async with world(tmp_path, private=True) as here:
-        host = here.host("bot")
-        tokens, _ = await here.with_bot(host, Checkout(lfs=True), trust=trust)
-        assert (host.workspace / "large.bin").read_bytes() == LARGE
-        cloning, lfs = tokens.minted
-        repository = here.app.github.state.repository(NAME)
-        assert not any(lfs in str(env) for env in host.env)
-        assert not any(token in script for token in tokens.minted for script in host.scripts)
-        for token in (cloning, lfs):
-            assert token.encode() not in b"".join(path.read_bytes() for path in host.home.rglob("*") if path.is_file())
-            assert here.app.github.state.tokens[token].revoked
-            assert here.app.github.state.tokens[token].repository_ids == frozenset({repository.id})
+async def test_no_token_for_files_of_lfs_is_ever_on_the_machine(hidden: World, trust: Trust) -> None:
+    host = hidden.host("bot")
+    tokens, _ = await hidden.with_bot(host, Checkout(lfs=True), trust=trust)
+    assert (host.workspace / "large.bin").read_bytes() == LARGE
+    cloning, lfs = tokens.minted
+    repository = hidden.app.github.state.repository(NAME)
+    assert not any(lfs in str(env) for env in host.env)
+    assert not any(token in script for token in tokens.minted for script in host.scripts)
+    for token in (cloning, lfs):
+        assert token.encode() not in b"".join(path.read_bytes() for path in host.home.rglob("*") if path.is_file())
+        assert hidden.app.github.state.tokens[token].revoked
+        assert hidden.app.github.state.tokens[token].repository_ids == frozenset({repository.id})
 
 
-async def test_private_submodules_with_files_of_lfs_need_a_trusted_head(tmp_path: Path) -> None:
+async def test_private_submodules_with_files_of_lfs_need_a_trusted_head(hidden: World) -> None:
     everything = Checkout(submodules="recursive", lfs=True)
-    async with world(tmp_path, private=True) as here:
-        host = here.host("trusted")
-        tokens, _ = await here.with_bot(host, everything)
-        assert (host.workspace / "lib/parts/deep/inner/a.bin").read_bytes() == b"inner object"
-        assert not any(token in script for token in tokens.minted for script in host.scripts)
-        with pytest.raises(SourceError, match="a submodule can't be fetched with our credentials"):
-            await here.with_bot(here.host("untrusted"), everything, trust=Trust.UNTRUSTED)
+    host = hidden.host("trusted")
+    tokens, _ = await hidden.with_bot(host, everything)
+    assert (host.workspace / "lib/parts/deep/inner/a.bin").read_bytes() == b"inner object"
+    assert not any(token in script for token in tokens.minted for script in host.scripts)
+    with pytest.raises(SourceError, match="a submodule can't be fetched with our credentials"):
+        await hidden.with_bot(hidden.host("untrusted"), everything, trust=Trust.UNTRUSTED)
 
 
-async def test_an_object_that_was_never_pushed_is_named(tmp_path: Path) -> None:
-    async with world(tmp_path) as here:
-        objects = here.app.github.state.lfs_objects
-        del objects[next(key for key, content in objects.items() if content == LARGE)]
-        sentence = r"^The files of Git LFS can't be fetched \('data/größer name\.bin'\): the LFS server at .* doesn't have the object \w{12} of 1280000 bytes\.$"  # noqa: E501
-        for transfer in (here.with_bot, here.with_try):
-            with pytest.raises(SourceError, match=sentence):
-                await transfer(here.host(transfer.__name__), Checkout(lfs=True))
-            assert (tmp_path / f"hosts/{transfer.__name__}/project/large.bin").read_bytes().startswith(b"version ")
+async def test_an_object_that_was_never_pushed_is_named(here: World) -> None:
+    objects = here.app.github.state.lfs_objects
+    del objects[next(key for key, content in objects.items() if content == LARGE)]
+    sentence = r"^The files of Git LFS can't be fetched \('data/größer name\.bin'\): the LFS server at .* doesn't have the object \w{12} of 1280000 bytes\.$"  # noqa: E501
+    for transfer in (here.with_bot, here.with_try):
+        with pytest.raises(SourceError, match=sentence):
+            await transfer(here.host(transfer.__name__), Checkout(lfs=True))
+        assert (here.hosts / f"{transfer.__name__}/project/large.bin").read_bytes().startswith(b"version ")
 
 
-async def test_a_server_that_sends_other_bytes_is_not_believed(tmp_path: Path) -> None:
-    async with world(tmp_path) as here:
-        objects = here.app.github.state.lfs_objects
-        for key, content in objects.items():
-            objects[key] = content[:-1] + b"?" if content else content
-        with pytest.raises(SourceError, match=r"isn't that object|403"):
-            await here.with_bot(here.host("bot"), Checkout(lfs=True))
+async def test_a_server_that_sends_other_bytes_is_not_believed(here: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "PAUSE_S", 0)
+    objects = here.app.github.state.lfs_objects
+    for key, content in objects.items():
+        objects[key] = content[:-1] + b"?" if content else content
+    with pytest.raises(SourceError, match=r"isn't that object|403"):
+        await here.with_bot(here.host("bot"), Checkout(lfs=True))
 
 
-async def test_objects_of_the_users_own_store_need_no_server(tmp_path: Path) -> None:
-    async with world(tmp_path) as here:
-        for (_, oid), content in here.app.github.state.lfs_objects.items():
-            path = here.work / ".git/lfs/objects" / oid[:2] / oid[2:4] / oid
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        here.app.github.state.lfs_objects.clear()
-        host = here.host("try")
-        await here.with_try(host, Checkout(lfs=True))
-        assert (host.workspace / "large.bin").read_bytes() == LARGE
+async def test_objects_of_the_users_own_store_need_no_server(here: World) -> None:
+    for (_, oid), content in here.app.github.state.lfs_objects.items():
+        path = here.work / ".git/lfs/objects" / oid[:2] / oid[2:4] / oid
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    here.app.github.state.lfs_objects.clear()
+    host = here.host("try")
+    await here.with_try(host, Checkout(lfs=True))
+    assert (host.workspace / "large.bin").read_bytes() == LARGE
 
 
-async def test_files_of_lfs_can_be_changed_on_the_machine(tmp_path: Path) -> None:
-    async with world(tmp_path) as here:
-        host = here.host("try")
-        await here.with_try(host, Checkout(lfs=True))
-        work = host.workspace
-        (work / "large.bin").write_bytes(b"changed")
-        assert git(work, "status", "--porcelain") == " M large.bin"
-        git(work, "commit", "-qam", "smaller")
-        assert git(work, "show", "HEAD:large.bin").startswith("version https://git-lfs.github.com/spec/v1\noid sha256:")
-        git(work, "checkout", "-q", "HEAD~1")
-        assert (work / "large.bin").read_bytes() == LARGE
-        git(work, "checkout", "-q", "-")
-        assert (work / "large.bin").read_bytes() == b"changed"
+async def test_files_of_lfs_can_be_changed_on_the_machine(here: World) -> None:
+    host = here.host("try")
+    await here.with_try(host, Checkout(lfs=True))
+    work = host.workspace
+    (work / "large.bin").write_bytes(b"changed")
+    assert git(work, "status", "--porcelain") == " M large.bin"
+    git(work, "commit", "-qam", "smaller")
+    assert git(work, "show", "HEAD:large.bin").startswith("version https://git-lfs.github.com/spec/v1\noid sha256:")
+    git(work, "checkout", "-q", "HEAD~1")
+    assert (work / "large.bin").read_bytes() == LARGE
+    git(work, "checkout", "-q", "-")
+    assert (work / "large.bin").read_bytes() == b"changed"
 
 
-async def test_submodules_that_are_not_initialised_are_fetched_as_the_user(tmp_path: Path) -> None:
-    async with world(tmp_path) as here:
-        await asyncio.to_thread(git, here.work, "submodule", "--quiet", "deinit", "-f", "lib/parts")
-        shutil.rmtree(here.work / ".git/modules")
-        host = here.host("try")
-        await here.with_try(host, Checkout(submodules="recursive"))
-        assert (host.workspace / "lib/parts/deep/inner/run.sh").exists()
+async def test_submodules_that_are_not_initialised_are_fetched_as_the_user(here: World) -> None:
+    await asyncio.to_thread(git, here.work, "submodule", "--quiet", "deinit", "-f", "lib/parts")
+    shutil.rmtree(here.work / ".git/modules")
+    host = here.host("try")
+    await here.with_try(host, Checkout(submodules="recursive"))
+    assert (host.workspace / "lib/parts/deep/inner/run.sh").exists()
 
 
-async def test_files_of_a_submodule_that_git_does_not_track_stay_here(tmp_path: Path) -> None:
-    async with world(tmp_path) as here:
-        await here.initialise()
-        (here.work / "lib/parts/part").write_text("not committed")
-        (here.work / "lib/parts/.env").write_text("not tracked")
-        host = here.host("try")
-        await here.with_try(host, Checkout(submodules="recursive"))
-        assert (host.workspace / "lib/parts/part").read_text() == "2"
-        assert not (host.workspace / "lib/parts/.env").exists()
+async def test_files_of_a_submodule_that_git_does_not_track_stay_here(here: World) -> None:
+    await here.initialise()
+    (here.work / "lib/parts/part").write_text("not committed")
+    (here.work / "lib/parts/.env").write_text("not tracked")
+    host = here.host("try")
+    await here.with_try(host, Checkout(submodules="recursive"))
+    assert (host.workspace / "lib/parts/part").read_text() == "2"
+    assert not (host.workspace / "lib/parts/.env").exists()
 
 
-async def test_a_later_plan_may_add_submodules_to_a_checkout(tmp_path: Path) -> None:
-    async with world(tmp_path) as here:
-        await here.initialise()
-        bot, tried = here.host("bot"), here.host("try")
-        more = Checkout(submodules="recursive")
-        await here.with_bot(bot, Checkout())
-        await here.with_bot(bot, more)
-        async with local_checkout.read(here.work, dirty=False) as found:
-            transfer = LocalBundle(found.repository, found.sha, found.promisor, found.surroundings)
-            run = _run(here, Checkout(), Trust.TRUSTED)
-            await transfer.copy_to(cast(Shell, cast(Any, tried)), run)
-            plan = replace(run.plan, checkout=more)
-            assert await transfer.copy_rest(cast(Shell, cast(Any, tried)), replace(run, plan=plan)) == LFS_NOTE
-        assert facts(tried.workspace) == facts(bot.workspace)
-        assert (tried.workspace / "lib/parts/deep/inner/run.sh").exists()
-
-
-def test_errors_of_the_transfer_are_those_of_sources() -> None:
-    assert issubclass(SourceError, GitError)
+async def test_a_later_plan_may_add_submodules_to_a_checkout(here: World) -> None:
+    await here.initialise()
+    bot, tried = here.host("bot"), here.host("try")
+    more = Checkout(submodules="recursive")
+    await here.with_bot(bot, Checkout())
+    await here.with_bot(bot, more)
+    async with local_checkout.read(here.work, dirty=False) as found:
+        transfer = LocalBundle(found.repository, found.sha, found.promisor, found.surroundings)
+        run = _run(here, Checkout(), Trust.TRUSTED)
+        await transfer.copy_to(cast(Shell, cast(Any, tried)), run)
+        plan = replace(run.plan, checkout=more)
+        assert await transfer.copy_rest(cast(Shell, cast(Any, tried)), replace(run, plan=plan)) == LFS_NOTE
+    assert facts(tried.workspace) == facts(bot.workspace)
+    assert (tried.workspace / "lib/parts/deep/inner/run.sh").exists()

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from gibil_bot.detection.detect import detect
 from gibil_bot.detection.detected import DetectedTask, Detection, Quote
 from gibil_bot.detection.project import Project
-from gibil_bot.model import Plan, TaskPlan, TaskResult, TaskStatus
+from gibil_bot.model import Checkout, Plan, TaskPlan, TaskResult, TaskStatus
 from gibil_bot.runs.detected_tasks import MOST_TASKS, expand, purpose_of
 from gibil_bot.runs.execution import conclusion_of
 from gibil_bot.runs.sources import SourceError
@@ -46,6 +46,13 @@ def test_the_detected_tasks_replace_the_task_with_its_settings() -> None:
         assert (task.condition, task.timeout_s, task.tty, task.detect) == ("always()", 60, True, "")
     assert purpose_of(found) is None
     assert msgspec.json.decode(msgspec.json.encode(found), type=Plan) == found
+
+
+def test_detected_submodules_are_fetched_unless_the_checkout_was_written_otherwise() -> None:
+    found = detection(TEST, submodules="recursive")
+    assert expand(plan(DETECT), found).checkout == Checkout(submodules="recursive")
+    for written in ("false", "true"):
+        assert expand(plan(DETECT, checkout=Checkout(submodules=written)), found).checkout.submodules == written
 
 
 def test_a_plan_without_detection_has_no_purpose() -> None:

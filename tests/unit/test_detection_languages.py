@@ -353,7 +353,7 @@ def test_cmake_isnt_installed_for_a_project_whose_makefile_tests_it() -> None:
 
 def test_submodules_are_fetched_if_the_ci_does() -> None:
     modules = '[submodule "lib"]\n\tpath = vendor/lib\n\turl = git@github.com:a/lib.git\n[submodule "b"]\n\turl = ../b\n'
-    files = {".gitmodules": modules, CI: workflow(uses='{uses: actions/checkout@v4, with: {submodules: "recursive"}}')}
+    files = {".gitmodules": modules, CI: workflow("ctest", uses='{uses: actions/checkout@v4, with: {submodules: "recursive"}}')}
     found = submodules.facts(project(files, "vendor/lib"))
     assert found is not None
     assert (found.submodules, found.steps) == ("recursive", ())
@@ -364,11 +364,23 @@ def test_submodules_are_fetched_if_the_ci_does() -> None:
 
 
 def test_submodules_are_fetched_if_the_ci_does_so_by_a_command() -> None:
-    modules = '[submodule "lib"]\n\tpath = vendor/lib\n\turl = https://github.com/a/lib.git\n'
-    files = {".gitmodules": modules, CI: workflow("git submodule update --init")}
-    found = submodules.facts(project(files, "vendor/lib"))
+    modules = {".gitmodules": "\tpath = a\n\turl = ../a\n"}
+    found = submodules.facts(project({**modules, CI: workflow("git submodule update --init", "ctest")}))
     assert found is not None
     assert str(found.submodules_evidence[0]) == f"{CI}:5 (its CI runs `git submodule update --init`)"
+
+
+def test_submodules_of_jobs_that_do_not_test_are_not_fetched() -> None:
+    """date-fns checks out its submodules to find out whether its types are wrong, in a workflow named attw_tests.yaml."""
+    modules = {".gitmodules": "\tpath = a\n\turl = ../a\n"}
+    checkout = '{uses: actions/checkout@v4, with: {submodules: "recursive"}}'
+    types, tests = ".github/workflows/attw_tests.yaml", ".github/workflows/node_tests.yaml"
+    files = {**modules, types: workflow("./scripts/test/types.sh", uses=checkout), tests: workflow("npx vitest run")}
+    assert submodules.facts(project(files)) is None
+    for command in ("npx vitest run", "make TERM=xterm test-${{ matrix.shell }}"):
+        found = submodules.facts(project({**files, tests: workflow(command, uses=checkout)}))
+        assert found is not None
+        assert found.submodules_evidence[0].path == tests
 
 
 def test_test_frameworks_that_cmake_looks_for_are_installed() -> None:

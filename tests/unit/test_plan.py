@@ -262,7 +262,7 @@ tasks: [{run: y}]
 
 
 def test_without_checkout_the_whole_history_and_its_tags_are_checked_out() -> None:
-    assert one("on: {command: x}\ntasks: [{run: x}]").checkout == Checkout(depth=0, submodules="false", lfs=False, tags=True)
+    assert one("on: {command: x}\ntasks: [{run: x}]").checkout == Checkout(depth=None, submodules=None, lfs=False, tags=True)
 
 
 def test_services_of_both_files_cannot_share_a_port() -> None:
