@@ -85,6 +85,9 @@ _PLAYWRIGHT_INSTALL = re.compile(
     r"(?:npx|pnpm exec|pnpm|pnpx|yarn|yarn dlx|bunx|bun x)?(?: -y)? ?playwright install((?: [a-z-]+)*)"
 )
 _CALL = re.compile(r"(?:npm|pnpm|yarn|bun)(?: run| run-script)? (\w[\w:.-]*)(?= |$)")
+_RUNS_SEVERAL = re.compile(r"\b(npm-run-all2?|run-s|run-p)\b")
+_CALLS_BY_PATTERN = re.compile(r"/\^([\w:-]+)\.\*\$?/|(?<![\w./])([\w-]+:)\*")
+"""`pnpm run "/^test:.*/"`, `run-s test:*`, `concurrently "npm:test:*"`"""
 _CALLS = re.compile(r"\b(?:npm|pnpm|yarn|bun)(?: run| run-script)? (\w[\w:.-]*)(?= |$)")
 _TEST_NAME = re.compile(r"tests?[:-](?!browser|e2e)[\w:-]+")
 _RUNNERS = (
@@ -548,7 +551,13 @@ def _called_by(scripts: dict[str, str], name: str) -> set[str]:
     found: set[str] = set()
     waiting = [name]
     while waiting:
-        called = {each[1] for each in _CALLS.finditer(scripts.get(waiting.pop(), ""))} & scripts.keys()
+        text = scripts.get(waiting.pop(), "")
+        called = {each[1] for each in _CALLS.finditer(text)} & scripts.keys()
+        if _RUNS_SEVERAL.search(text):
+            called |= set(re.split(r"[\s\"']+", text)) & scripts.keys()
+        beginnings = tuple(each[1] or each[2] for each in _CALLS_BY_PATTERN.finditer(text))
+        if beginnings:
+            called |= {each for each in scripts if each.startswith(beginnings)}
         waiting += called - found
         found |= called
     return found
