@@ -72,7 +72,7 @@ def failed_preparation(plan: Plan, results: Iterable[TaskResult]) -> TaskResult 
 
 
 def none_could_run(plan: Plan, results: Iterable[TaskResult]) -> bool:
-    """Return whether the test or lint task failed because a program doesn't exist: none of the commands could run, or one calls it."""
+    """Return whether tests or linters failed because a program doesn't exist: no command could run, or one calls it."""
     return any(result.exit_status == _NOT_FOUND and plan.tasks[result.index].kind == "run" for result in results)
 
 

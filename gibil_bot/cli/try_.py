@@ -211,7 +211,9 @@ class Terminal:
             so = f"; {missing} didn't run" if missing else ""
             self._print_line(self._paint.bad(f"the preparation failed ({failed.name}){so}"))
         detected = run.plan.detected
-        if detected is None or not (failed or none_could_run(run.plan, results) or (detected.problem and detected.purpose == "test")):
+        if detected is None or not (
+            failed or none_could_run(run.plan, results) or (detected.problem and detected.purpose == "test")
+        ):
             return
         for command, place in quotes_view(detected)[:5]:
             self._print_line(f"its CI runs {line(command, 500)} ({line(place)})")

@@ -124,6 +124,11 @@ def _scripts(node: yaml.Node | None, path: str, job: str, names: str, folder: st
                     yield Command(f"{path}:{job}", text, path, number, folder, names)
 
 
+def script(node: yaml.Node | None) -> list[str]:
+    """Return the commands of a step's `run`."""
+    return [text for _, text in _script_lines(node)] if isinstance(node, yaml.ScalarNode) else []
+
+
 def _script_lines(node: yaml.ScalarNode) -> Iterator[tuple[int, str]]:
     """Yield (number in the file, command). Lines that end with a backslash continue."""
     first = node.start_mark.line + (2 if node.style in ("|", ">") else 1)

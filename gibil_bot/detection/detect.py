@@ -11,6 +11,7 @@ from itertools import islice
 from types import ModuleType
 
 from gibil_bot.detection import (
+    ci_services,
     cmake,
     combine,
     go,
@@ -101,8 +102,10 @@ def detect(project: Project, purpose: Purpose) -> Detection:
     folders = [_folder(project, "")]
     if not any(_candidates(facts, purpose) for facts in folders[0].facts):
         folders += [folder for prefix in _subfolders(project.paths) if (folder := _folder(project, prefix)).facts]
-    found = combine.combine(folders, purpose, workflows.packages(project))
+    services = ci_services.read(project)
+    found = combine.combine(folders, purpose, workflows.packages(project), services)
     quotes = workflows.quotes(project, purpose)
+    quotes = (*quotes[:1], *(each.quote() for each in found.services.services), *quotes[1:])
     text = suggestion.from_facts(found) if found.problem is None else suggestion.from_quotes(project, quotes, purpose)
     return combine.detection(found, quotes, text)
 
