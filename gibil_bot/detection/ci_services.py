@@ -39,6 +39,10 @@ class CIService:
         found = _VERSIONLESS.fullmatch(self.image)
         return found[1] if found else self.image
 
+    @property
+    def is_official(self) -> bool:
+        return _VERSIONLESS.fullmatch(self.image) is not None
+
     def quote(self) -> Quote:
         return Quote(
             command=f"services: {self.image}",

@@ -72,8 +72,10 @@ def _chosen(found: Combined) -> list[tuple[str, str, Candidate]]:
 
 
 def _services(found: CIServices) -> list[str]:
-    lines = ["services:"] if found.services else []
-    for service in found.services:
+    # Only an official image's port is known without `ports`.
+    usable = [each for each in found.services if each.ports or each.is_official]
+    lines = ["services:"] if usable else []
+    for service in usable:
         lines.append(f"  {service.name}: # {_printable(str(service.evidence))}")
         lines.append(f"    image: {_scalar(service.portable_image)}")
         if service.env:

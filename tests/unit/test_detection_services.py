@@ -44,9 +44,12 @@ def project(workflow: str = WORKFLOW) -> Project:
 
 def test_services_of_the_job_that_tests_are_quoted_and_suggested() -> None:
     found = detect(project(), "test")
-    quotes = [(quote.command, quote.line) for quote in found.quotes]
-    assert quotes == [("pytest", 22), ("services: postgres:14", 14), ("services: docker.elastic.co/search:8", 17)]
-    # A service without ports can't be reached on 127.0.0.1, except if its port is known.
+    assert [(quote.command, quote.line) for quote in found.quotes] == [
+        ("pytest", 22),
+        ("services: postgres:14", 14),
+        ("services: docker.elastic.co/search:8", 17),
+        ("services: docker.elastic.co/other", 18),
+    ]
     for text in (found.suggestion, from_quotes(project(), found.quotes)):
         assert check_files({".gibil.yml": text.encode()}) == ()
         assert (
@@ -65,6 +68,7 @@ env:
 """
             in text
         )
+        assert "portless" not in text  # its port isn't known
 
 
 def test_tests_without_the_services_of_the_ci_begin_with_a_note() -> None:
