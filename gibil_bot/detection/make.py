@@ -309,6 +309,9 @@ def _joined(project: Project, path: str) -> Iterator[tuple[int, str]]:
         yield start, " ".join(parts)
 
 
+_INTERPOLATED = re.compile(r"\{\{[^{}]*\}\}")
+
+
 def _justfile(project: Project, path: str) -> _File:
     file = _File(path)
     name, number_of = "", 0
@@ -321,8 +324,10 @@ def _justfile(project: Project, path: str) -> _File:
 
     for number, line in project.lines(path):
         if line[:1] in (" ", "\t"):
-            if "{{" not in line:
-                recipe.append(line)
+            # What is interpolated after the program are arguments; a program can't be known.
+            text = _INTERPOLATED.sub("", line)
+            if text.split()[:1] == line.split()[:1] or not line.strip():
+                recipe.append(text)
             continue
         rule = _JUST_RULE.fullmatch(line.partition("#")[0].rstrip())
         if rule:

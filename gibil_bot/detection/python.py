@@ -390,6 +390,7 @@ def _parts(project: Project, environments: Sequence[EnvironmentFacts], pytest: E
         parts += [Part((package,), environment.evidence) for package in remote]
         if plain := tuple(package for package in packages if package not in remote):
             parts.append(Part(plain, environment.evidence))
+    parts += python_requirements.pipfile_requirements(project)
     if all(part.words[0] == "-e" for part in parts):
         parts += conda.parts(project)
     named = " ".join(word for part in parts for word in part.words)
@@ -490,7 +491,7 @@ def _pytest(project: Project) -> Evidence | None:
     for path in ("conftest.py", "tests/conftest.py", "test/conftest.py"):
         if project.has(path):
             return Evidence(path=path)
-    for path in ("pyproject.toml", "setup.cfg", "setup.py", "tox.ini", *python_requirements.REQUIREMENTS):
+    for path in ("pyproject.toml", "setup.cfg", "setup.py", "tox.ini", "Pipfile", *python_requirements.REQUIREMENTS):
         for number, line in project.lines(path):
             if re.search(r"\bpytest\b(?![-_])", line) and not line.lstrip().startswith("#"):
                 return Evidence(path=path, line=number, text="pytest")

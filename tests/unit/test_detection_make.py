@@ -94,7 +94,7 @@ def test_justfiles_and_taskfiles_have_targets_too() -> None:
     just += "build:\n  make all\n"
     found = facts({"justfile": just})
     assert found.tests[0].run == "just test"
-    assert found.tests[0].needs == ("just", "ruff", "make")
+    assert found.tests[0].needs == ("just", "pytest", "ruff", "make")
     task = "version: '3'\ntasks:\n  build: [go build ./...]\n  test:\n    deps: [build]\n    cmds:\n      - go test ./...\n"
     found = facts({"Taskfile.yml": task})
     assert (found.tests[0].run, found.tests[0].needs) == ("task test", ("task", "go"))

@@ -691,3 +691,18 @@ def test_an_environment_file_of_conda_is_the_last_resort() -> None:
     assert installs(facts({**files, "requirements.txt": "attrs\n"})) == ["pip install -e . -r requirements.txt pytest"]
     for text in ("", "dependencies: 1", "dependencies: [[], {pip: x}, {1: 2}]", "a: [", "dependencies: [{pip: }]"):
         assert "conda" not in str(facts({**files, "environment.yml": text}).steps)
+
+
+def test_a_pipfile_without_a_lock_file_is_installed_with_pip() -> None:
+    pipfile = (
+        '[packages]\nattrs = "*"\nhttpx = { version = ">=0.27", extras = ["http2"] }\nlocal = { path = "." }\n"-bad" = "*"\n'
+        '[dev-packages]\npytest = ">=8"\nwin = { version = "*", markers = "os_name == \'nt\'" }\n'
+    )
+    files = {"Pipfile": pipfile, "tests/test_a.py": "def test_a(): pass\n"}
+    found = facts(files)
+    assert installs(found) == ["pip install attrs 'httpx[http2]>=0.27' 'pytest>=8' 'win ; os_name == '\"'\"'nt'\"'\"''"]
+    assert commands(found)[0] == "python -m pytest"
+    locked = facts({**files, "Pipfile.lock": "{}"})
+    assert installs(locked) == ["pipenv sync --dev"]
+    assert "resolve + attrs 'httpx[http2]>=0.27' + 'pytest>=8'" in locked.steps[0].run
+    assert facts({**files, "Pipfile": "[packages]\na = 1\n[dev-packages]\nb = []\n"}) is not None
