@@ -14,16 +14,23 @@ from gibil_bot.detection.facts import Evidence
 from gibil_bot.detection.project import Project
 from gibil_bot.detection.python_requirements import Part, requirements
 
-WANTED = (
-    *("environment.yml", "environment.yaml", "environment-dev.yml", "environment_dev.yml", "dev-environment.yml"),
-    *(
-        "environment-test.yml",
-        "test-environment.yml",
-        "conda/environment.yml",
-        "ci/environment.yml",
-        "requirements/environment.yml",
-    ),
+_FOLDERS = (
+    "",
+    "conda/",
+    "ci/",
+    "ci/requirements/",
+    "continuous_integration/",
+    "requirements/",
+    ".github/",
+    "devtools/conda-envs/",
 )
+WANTED = tuple(
+    f"{folder}{name}.{ending}"
+    for folder in _FOLDERS
+    for name in ("environment", "environment?*", "*?environment" if folder in ("", "conda/") else "test?env*")
+    for ending in ("yml", "yaml")
+)
+_OTHER_PURPOSE = re.compile(r"doc|min|upstream|nightly|win|mac|osx|gpu|cuda|bench|lint|release|build", re.IGNORECASE)
 _MOST = 100
 _SPEC = re.compile(r"(?:[\w.-]+::)?([A-Za-z0-9][A-Za-z0-9._-]{0,98})\s*((?:[=<>!~][^\s]*(?:\s*,\s*)?)*)(?:\s+[\w*.]+)?")
 _VERSION = re.compile(r"=\s*([0-9][0-9A-Za-z.]*)(?:=.*)?")
@@ -49,7 +56,11 @@ _OTHER_NAMES = {
 
 def parts(project: Project) -> list[Part]:
     """Return what the first environment file names; nothing if there is none."""
-    path = project.first(*WANTED)
+    # The last of several is for the newest Python; a name without any addition is for everything.
+    paths = [path for pattern in WANTED for path in reversed(project.matching(pattern))]
+    path = next(
+        (path for path in paths if not _OTHER_PURPOSE.search(path.rpartition("/")[2].removeprefix("environment"))), None
+    )
     if path is None:
         return []
     node = ci_files.get(project.nodes(path), "dependencies")

@@ -93,7 +93,7 @@ _EXTENSION = re.compile(r"\bext_modules\b|\bExtension\(|\bcythonize\(|\bcffi_mod
 def facts(project: Project) -> Facts | None:
     """Return what the files say; None if this isn't a Python project."""
     sources = _test_files(project)
-    manifests = project.present((*_MANIFESTS, *python_requirements.REQUIREMENTS, *conda.WANTED))
+    manifests = project.present((*_MANIFESTS, *python_requirements.REQUIREMENTS, "environment.yml", "environment.yaml"))
     if not manifests and not any(path.count("/") < 2 for path in sources):
         return None
     only_tool_settings = set(manifests) <= {"setup.cfg", "tox.ini", "pyproject.toml"} and not is_installable(project)

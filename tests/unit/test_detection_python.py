@@ -688,9 +688,14 @@ def test_an_environment_file_of_conda_is_the_last_resort() -> None:
     ]
     assert "environment.yml:5 (a package of conda, from PyPI if that has it)" in str(found.steps[0].evidence)
     assert "environment.yml" in found.steps[0].inputs
+    for several in ("ci/environment-3.12.yaml", "ci/environment-docs.yaml", "ci/environment-3.9.yml"):
+        files[several] = "dependencies: [toolz]"
+    assert "environment.yml:5 " in str(facts(files, "more.txt").steps[0].evidence)
+    del files["environment.yml"]
+    assert facts(files).steps[0].inputs[1:2] == ("ci/environment-3.9.yml",)
     assert installs(facts({**files, "requirements.txt": "attrs\n"})) == ["pip install -e . -r requirements.txt pytest"]
     for text in ("", "dependencies: 1", "dependencies: [[], {pip: x}, {1: 2}]", "a: [", "dependencies: [{pip: }]"):
-        assert "conda" not in str(facts({**files, "environment.yml": text}).steps)
+        assert "conda" not in str(facts({**files, "environment.yml": text, "ci/environment-3.9.yml": ""}).steps)
 
 
 def test_a_pipfile_without_a_lock_file_is_installed_with_pip() -> None:
