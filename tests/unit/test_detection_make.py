@@ -128,9 +128,6 @@ def test_cyclic_and_huge_files_are_read_quickly(text: str) -> None:
 
 
 def test_words_after_a_command_substitution_are_arguments() -> None:
-    found = facts(
-        {
-            "Makefile": "test:\n\techo in $$(pwd) home $$(ls $$(cd ..; pwd)) and; FOO=`date -u` pytest `x y` z 2>&1 | head >&2; a &>b\n"
-        }
-    )
+    recipe = "echo in $$(pwd) home $$(ls $$(cd ..; pwd)) and; FOO=`date -u` pytest `x y` z 2>&1 | head >&2; a &>b"
+    found = facts({"Makefile": f"test:\n\t{recipe}\n"})
     assert found.tests[0].needs == ("make", "pytest", "head", "a")
