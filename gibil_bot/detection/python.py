@@ -380,7 +380,7 @@ def _parts(project: Project, environments: Sequence[EnvironmentFacts], pytest: E
         required = part.words == ("-r", "requirements.txt") and not installable
         parts.append(Part(part.words, part.evidence, is_optional=not required))
     for environment in environments:
-        seen = {part.words for part in parts} | {(part.words[0], part.words[1].partition("[")[0]) for part in below}
+        seen = {part.words for part in parts} | {("-e", part.words[0].partition("[")[0]) for part in below}
         more = [words for words in environment.requirements if words not in seen and _exists(project, words)]
         options = [words for words in more if len(words) > 1]
         parts += [Part(words, environment.evidence) for words in options]
@@ -419,7 +419,8 @@ def _packages_below(project: Project) -> list[Part]:
         if is_installable(inside):
             extras = python_requirements.test_names(python_requirements.extras(inside))
             place = f"./{folder}[{','.join(extras)}]" if extras else f"./{folder}"
-            parts.append(Part(("-e", place), Evidence(path=path)))
+            # Not editable: next to the top folder's pytest, a folder with the package's name would hide it.
+            parts.append(Part((place,), Evidence(path=path)))
     return parts[:_MOST_PACKAGES]
 
 

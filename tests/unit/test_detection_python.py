@@ -650,8 +650,8 @@ def test_packages_next_to_the_tests_are_installed_if_the_top_is_none() -> None:
         "settings/pyproject.toml": "[tool.ruff]\n",
         "tests/test_a.py": "import pytest\n",
     }
-    assert installs(facts(files)) == ["pip install -e './core[test]' -e ./pool pytest"]
-    assert "resolve + -e './core[test]' + -e ./pool + pytest" in facts(files).steps[0].run
+    assert installs(facts(files)) == ["pip install './core[test]' ./pool pytest"]
+    assert "resolve + './core[test]' + ./pool + pytest" in facts(files).steps[0].run
     own = {**files, "setup.py": "setup()\n"}
     assert installs(facts(own)) == ["pip install -e . pytest"]
     apart = {path: text for path, text in files.items() if not path.startswith("tests/")} | {
