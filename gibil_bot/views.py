@@ -18,6 +18,8 @@ from gibil_bot.model import (
     TaskStatus,
 )
 
+_NOT_FOUND = 127
+"""The exit status of a shell for a program that doesn't exist, and of a detected task of which no command can run."""
 _MOST_BLOCKED, _MOST_PORTS, _MOST_CHARACTERS = 10, 3, 800
 """Maximum number of endpoints, and of endpoints per host, in one sentence: a machine chooses their number and length."""
 
@@ -67,6 +69,11 @@ def failed_preparation(plan: Plan, results: Iterable[TaskResult]) -> TaskResult 
         if result.status in (TaskStatus.FAILURE, TaskStatus.TIMED_OUT) and not task.continue_on_error:
             return result if task.kind == "prepare" else None
     return None
+
+
+def none_could_run(plan: Plan, results: Iterable[TaskResult]) -> bool:
+    """Return whether tests or linters failed because a program doesn't exist: no command could run, or one calls it."""
+    return any(result.exit_status == _NOT_FOUND and plan.tasks[result.index].kind == "run" for result in results)
 
 
 def not_run(plan: Plan, results: Iterable[TaskResult]) -> str:

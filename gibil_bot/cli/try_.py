@@ -19,7 +19,6 @@ from gibil_bot.errors import GibilError, UsageError
 
 PREPARATION_FAILED = 7
 """The exit status if the project couldn't be prepared."""
-_NOT_FOUND = 127
 
 if TYPE_CHECKING:
     from gibil_bot.model import NewRun, Plan, Run, TaskResult
@@ -204,7 +203,7 @@ class Terminal:
     def _advise(self, run: Run, results: list[TaskResult]) -> None:
         """Print the project's own CI and a `.gibil.yml`, if the project couldn't be prepared or nothing was detected."""
         from gibil_bot.github.markdown import clean, line
-        from gibil_bot.views import failed_preparation, not_run, quotes_view
+        from gibil_bot.views import failed_preparation, none_could_run, not_run, quotes_view
 
         failed = failed_preparation(run.plan, results)
         if failed is not None:
@@ -212,9 +211,9 @@ class Terminal:
             so = f"; {missing} didn't run" if missing else ""
             self._print_line(self._paint.bad(f"the preparation failed ({failed.name}){so}"))
         detected = run.plan.detected
-        # Detection's script ends like that if none of the commands can run.
-        none_ran = any(result.exit_status == _NOT_FOUND for result in results)
-        if detected is None or not (failed or none_ran or (detected.problem and detected.purpose == "test")):
+        if detected is None or not (
+            failed or none_could_run(run.plan, results) or (detected.problem and detected.purpose == "test")
+        ):
             return
         for command, place in quotes_view(detected)[:5]:
             self._print_line(f"its CI runs {line(command, 500)} ({line(place)})")

@@ -6,6 +6,7 @@ the same files, so that a file is parsed once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +24,7 @@ _FILE_BYTES = 128 * 1024
 _ALL_BYTES = 256 * 1024
 """How much YAML is parsed, which takes about a second per 256 KiB."""
 _MOST_VALUES = 2000
+_ENTERS = re.compile(r"cd ([A-Za-z0-9_.][\w./-]{0,200})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,8 @@ class Job:
     path: str
     name: str
     node: yaml.Node
+    folder: str = ""
+    """Where its steps run that don't say it themselves."""
 
     @property
     def id(self) -> str:
@@ -71,7 +75,7 @@ class Job:
     def commands(self) -> Iterator[Command]:
         names = f"{self.name} {value(get(self.node, 'name'))}"
         for step in self.steps():
-            folder = value(get(step, "working-directory")).strip().removeprefix("./").strip("./")
+            folder = _path(value(get(step, "working-directory")) or self.folder)
             step_names = f"{names} {value(get(step, 'name'))}"
             yield from _scripts(get(step, "run"), self.path, self.name, step_names, folder)
 
@@ -79,8 +83,9 @@ class Job:
 def jobs(project: Project) -> Iterator[Job]:
     """Yield the jobs of GitHub's workflows; those of large workflows are left out."""
     for path, top in _files(project, WORKFLOWS):
+        default = value(get(top, "defaults", "run", "working-directory"))
         for name, job in items(get(top, "jobs")):
-            yield Job(path, name, job)
+            yield Job(path, name, job, value(get(job, "defaults", "run", "working-directory")) or default)
 
 
 def other_commands(project: Project) -> Iterator[Command]:
@@ -125,8 +130,20 @@ def _scripts(node: yaml.Node | None, path: str, job: str, names: str, folder: st
     for each in node.value if isinstance(node, yaml.SequenceNode) else [node]:
         if isinstance(each, yaml.ScalarNode):
             for number, text in _script_lines(each):
-                if len(text) <= _LONGEST and text.isprintable():
+                if entered := _ENTERS.fullmatch(text):
+                    folder = _path(f"{folder}/{entered[1]}")
+                elif len(text) <= _LONGEST and text.isprintable():
                     yield Command(f"{path}:{job}", text, path, number, folder, names)
+
+
+def _path(text: str) -> str:
+    """Return a folder of the checkout without `./`; empty for its top."""
+    return text.strip().removeprefix("./").strip("./")
+
+
+def script(node: yaml.Node | None) -> list[str]:
+    """Return the commands of a step's `run`."""
+    return [text for _, text in _script_lines(node)] if isinstance(node, yaml.ScalarNode) else []
 
 
 def _script_lines(node: yaml.ScalarNode) -> Iterator[tuple[int, str]]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+import yaml
+
 from gibil_bot.detection import ci_files
 from gibil_bot.detection.ci_files import Command, Job
 from gibil_bot.detection.facts import Evidence
 from gibil_bot.detection.project import Project
 from gibil_bot.detection.values import shown
 
-__all__ = ["WANTED", "Command", "commands", "versions"]
+__all__ = ["WANTED", "Command", "commands", "expanded", "versions"]
 
 WANTED = ci_files.WORKFLOWS
 _WORKFLOWS = 20
@@ -49,6 +51,12 @@ def versions(project: Project, action: str, key: str) -> tuple[tuple[str, Eviden
                         words = f"its CI tests with {shown(version)}"
                         found.setdefault(version, Evidence(path=job.path, line=place, text=words))
     return tuple(found.items())
+
+
+def expanded(job: Job, node: yaml.Node | None) -> Values:
+    """Return (text, line) of a value of a job, with the matrix's values in place of one reference to it."""
+    matrix = _matrix(job)
+    return [found for text, line in ci_files.values(node) for found in _expanded(text, line, matrix)]
 
 
 def _jobs(project: Project, *, linting: bool = False) -> Iterator[Job]:

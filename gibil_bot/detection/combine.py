@@ -20,9 +20,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from gibil_bot.detection.ci_services import CIServices
 from gibil_bot.detection.detected import DetectedTask, Detection, Quote
 from gibil_bot.detection.facts import Candidate, Evidence, Facts, Runtime, Step
 from gibil_bot.detection.python import VENV
@@ -72,10 +73,15 @@ class Combined:
     ci_packages: tuple[str, ...] = ()
     """What the project's CI installs besides; those that a distribution doesn't have are left out."""
     ci_evidence: Evidence | None = None
+    services: CIServices = field(default_factory=lambda: CIServices(env={}))
+    """What the project's CI starts for the tests; machines don't, unless a `.gibil.yml` says so."""
 
 
 def combine(
-    folders: Sequence[Folder], purpose: Purpose, ci_packages: tuple[tuple[str, ...], Evidence | None] = ((), None)
+    folders: Sequence[Folder],
+    purpose: Purpose,
+    ci_packages: tuple[tuple[str, ...], Evidence | None] = ((), None),
+    services: CIServices | None = None,
 ) -> Combined:
     """Choose what has to be prepared for the purpose, and the candidates."""
     groups = []
@@ -115,6 +121,7 @@ def combine(
         problem=None if groups else _problem(folders, purpose),
         ci_packages=tuple(package for package in more if package not in packages),
         ci_evidence=ci_evidence,
+        services=services if services is not None and purpose == "test" else CIServices(env={}),
     )
 
 
@@ -186,6 +193,9 @@ def _install_script(found: Combined) -> str:
 
 def _test_script(found: Combined, quotes: tuple[Quote, ...], suggestion: str) -> str:
     parts = [text("detect_begin")]
+    for service in found.services.services:
+        reason = f"{service.evidence}, which only services of a .gibil.yml start here"
+        parts.append(f"say {shlex.quote(_one_line(reason))}\n")
     if found.groups:
         parts.append(text("detect_test"))
     covering = [(group, each) for group in found.groups for each in group.candidates if each.rank < COVERS_ALL]
@@ -213,7 +223,7 @@ def _nothing(found: Combined, quotes: tuple[Quote, ...], suggestion: str) -> str
     # 127: as of a command that doesn't exist, so that reports quote the CI although something was found.
     status = 1 if found.problem else 127
     lines = [problem]
-    lines += [f"its CI runs {quote}" for quote in quotes[:3] if not quote.is_preparation]
+    lines += [f"its CI runs {quote}" for quote in [each for each in quotes if not each.is_preparation][:3]]
     lines += ["write what is right into a .gibil.yml" + (", such as:" if suggestion else "; see gibil init --repo")]
     script = "".join(f"say {shlex.quote(_one_line(line))} >&2\n" for line in lines)
     return f"{script}printf '%s' {shlex.quote(suggestion)} >&2\nexit {status}\n" if suggestion else f"{script}exit {status}\n"
@@ -262,6 +272,7 @@ def _evidence(found: Combined) -> Iterator[str]:
     if found.ci_packages:
         lines.append(f"runtime: packages {' '.join(found.ci_packages)} ← {found.ci_evidence}")
     lines += [f"install: {_in(path)}{step.shown or step.run} ← {step.evidence}" for path, step in found.steps]
+    lines += [f"services: none ← {each.evidence}; services of a .gibil.yml" for each in found.services.services]
     for group in found.groups:
         several = f"{group.name}: " if len(found.groups) > 1 else ""
         lines += [

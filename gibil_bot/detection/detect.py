@@ -6,11 +6,13 @@ The ecosystems' modules have two names: `WANTED`, patterns of the files that the
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import islice
 from types import ModuleType
 
 from gibil_bot.detection import (
+    ci_services,
     cmake,
     combine,
     go,
@@ -62,6 +64,8 @@ _MANIFESTS = (
         "meson.build",
     ),
 )
+_SETTINGS = ("pyproject.toml", "setup.cfg", "tox.ini", "requirements.txt")
+"""Manifests that may have only settings of tools, or requirements of the folders below."""
 _OTHER_FOLDERS = frozenset(
     (
         *("node_modules", "vendor", "vendored", "third_party", "examples", "example", "docs", "doc", "fixtures", "testdata"),
@@ -98,13 +102,38 @@ def wanted(paths: Iterable[str]) -> tuple[str, ...]:
 
 def detect(project: Project, purpose: Purpose) -> Detection:
     """Return what preparing and testing (or linting) this project would run, and why. Never raises for a project's content."""
-    folders = [_folder(project, "")]
-    if not any(_candidates(facts, purpose) for facts in folders[0].facts):
-        folders += [folder for prefix in _subfolders(project.paths) if (folder := _folder(project, prefix)).facts]
-    found = combine.combine(folders, purpose, workflows.packages(project))
+    folders = _folders(project, purpose)
+    services = ci_services.read(project)
+    found = combine.combine(folders, purpose, workflows.packages(project), services)
     quotes = workflows.quotes(project, purpose)
+    quotes = (*quotes[:1], *(each.quote() for each in found.services.services), *quotes[1:])
     text = suggestion.from_facts(found) if found.problem is None else suggestion.from_quotes(project, quotes, purpose)
     return combine.detection(found, quotes, text)
+
+
+def _folders(project: Project, purpose: Purpose) -> list[Folder]:
+    """Return the top folder, and those below it that count as well.
+
+    A top folder that is no package itself, but has requirements or settings, leaves the word to the CI: a folder in which
+    the CI tests is what is tested.
+    """
+    top = _folder(project, "")
+    names = _subfolders(project.paths)
+    if not names or _is_package(project):
+        return [top]
+    has_candidates = any(_candidates(facts, purpose) for facts in top.facts)
+    tested = [prefix for prefix in workflows.folders(project) if prefix in names]
+    if tested and any(facts.runtimes for facts in top.facts if _candidates(facts, purpose)):
+        top = replace(top, facts=tuple(replace(facts, tests=(), linters=()) for facts in top.facts))
+    elif not has_candidates or not any(facts.runtimes for facts in top.facts):
+        tested = names
+    return [top, *(folder for prefix in tested if (folder := _folder(project, prefix)).facts)]
+
+
+def _is_package(project: Project) -> bool:
+    if any(project.has(path) for path in _MANIFESTS if path not in _SETTINGS):
+        return True
+    return python.is_installable(project)
 
 
 def _matching(known: list[str], prefix: str, patterns: Iterable[str]) -> list[str]:
@@ -118,8 +147,8 @@ def _matching(known: list[str], prefix: str, patterns: Iterable[str]) -> list[st
 
 
 def _subfolders(paths: frozenset[str]) -> list[str]:
-    """Return the folders with manifests, as prefixes; none if the top folder has a language's manifest."""
-    if any(path in paths for path in _MANIFESTS):
+    """Return the folders with manifests, as prefixes; none if the top folder has a language's manifest, except for settings."""
+    if any(path in paths for path in _MANIFESTS if path not in _SETTINGS):
         return []
     found = set()
     for path in paths:

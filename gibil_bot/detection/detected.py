@@ -32,6 +32,8 @@ class Quote:
     line: int
     is_preparation: bool = False
     """Whether it prepares the project instead of testing it."""
+    is_service: bool = False
+    """Whether it isn't a command, but an image that a job's `services` name."""
 
     def __str__(self) -> str:
         return f"`{self.command}` ({self.path}:{self.line})"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from gibil_bot.detection.facts import Candidate, Evidence, Facts
+from gibil_bot.detection.facts import Candidate, Evidence, Facts, Step
 from gibil_bot.detection.project import Project
 
 _MAKEFILES = ("GNUmakefile", "makefile", "Makefile")
@@ -96,8 +96,10 @@ def facts(project: Project) -> Facts | None:
     linters: list[Candidate] = []
     problems: list[Evidence] = []
     names = []
+    steps: list[Step] = []
     for name, program, file in _files(project):
         names.append(name)
+        known = len(tests)
         for purpose, found in (("test", tests), ("lint", linters)):
             for target in _TARGETS[purpose]:
                 if target not in file.targets:
@@ -109,10 +111,12 @@ def facts(project: Project) -> Facts | None:
                     problems.append(candidate)
                 if target != "check":
                     break
+        if program in _PROGRAMS and tests[known:]:
+            steps.append(_program_step(program, tests[known].evidence))
     problems += [project.problems[path] for path in WANTED if path in project.problems]
     if not names:
         return None
-    return Facts(ecosystem=names[0], tests=tuple(tests), linters=tuple(linters), problems=tuple(problems))
+    return Facts(ecosystem=names[0], steps=tuple(steps), tests=tuple(tests), linters=tuple(linters), problems=tuple(problems))
 
 
 def _files(project: Project) -> Iterator[tuple[str, str, _File]]:
@@ -122,6 +126,19 @@ def _files(project: Project) -> Iterator[tuple[str, str, _File]]:
         yield "just", "just", _justfile(project, path)
     if path := project.first(*_TASKFILES):
         yield "Task", "task", _taskfile(project, path)
+
+
+def _program_step(program: str, evidence: Evidence) -> Step:
+    """Return the step that makes the program available; without it, other commands are tried."""
+    on_pypi, on_npm = _PROGRAMS[program]
+    attempts = (
+        f"command -v {program}",
+        f"python -m pip install --quiet --disable-pip-version-check {on_pypi}",
+        f"npm install --global --no-audit --no-fund {on_npm}",
+    )
+    quiet = [f"{attempt} >/dev/null 2>&1" for attempt in attempts]
+    run = " || ".join((*quiet, f"say 'going on without {program}'"))
+    return Step(run=run, shown=f"pip install {on_pypi}", evidence=evidence)
 
 
 def _candidate(project: Project, program: str, file: _File, target: str) -> Candidate | Evidence:
@@ -232,7 +249,10 @@ def _commands(line: str) -> Iterator[list[str]]:
         return
     for _ in range(3):  # what make would insert, and can't be known here
         line = _REFERENCE.sub("$_", line)
-    lexer = shlex.shlex(line.replace("$$", "$"), posix=True, punctuation_chars=";&|()")
+    line = _REDIRECTION.sub(" ", line.replace("$$", "$"))
+    for _ in range(3):  # what the shell would insert; the words after it belong to the same command
+        line = _SUBSTITUTION.sub("$_", line)
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|()")
     lexer.whitespace_split = True
     try:
         tokens = list(lexer)
@@ -309,6 +329,13 @@ def _joined(project: Project, path: str) -> Iterator[tuple[int, str]]:
         yield start, " ".join(parts)
 
 
+_PROGRAMS = {"just": ("rust-just", "rust-just"), "task": ("go-task-bin", "@go-task/cli")}
+"""Packages of PyPI and npm that carry a program that few machines have."""
+_REDIRECTION = re.compile(r"[0-9]?[<>]&[0-9-]|&>>?")
+_SUBSTITUTION = re.compile(r"\$\([^()]*\)|`[^`]*`")
+_INTERPOLATED = re.compile(r"\{\{[^{}]*\}\}")
+
+
 def _justfile(project: Project, path: str) -> _File:
     file = _File(path)
     name, number_of = "", 0
@@ -321,8 +348,10 @@ def _justfile(project: Project, path: str) -> _File:
 
     for number, line in project.lines(path):
         if line[:1] in (" ", "\t"):
-            if "{{" not in line:
-                recipe.append(line)
+            # What is interpolated after the program are arguments; a program can't be known.
+            text = _INTERPOLATED.sub("", line)
+            if text.split()[:1] == line.split()[:1] or not line.strip():
+                recipe.append(text)
             continue
         rule = _JUST_RULE.fullmatch(line.partition("#")[0].rstrip())
         if rule:

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from gibil_bot.detection import ci_files, hatch, nox, python_ci, python_requirements, tox
+from gibil_bot.detection import ci_files, conda, hatch, nox, python_ci, python_requirements, tox
 from gibil_bot.detection.environments import EnvironmentFacts
 from gibil_bot.detection.facts import Candidate, Evidence, Facts, Runtime, Step
 from gibil_bot.detection.project import Project
@@ -28,6 +28,8 @@ _SOURCES = (
     ),
     *("testing/*.py", "*/tests/test*.py", "src/*/tests/test*.py", "test/*/test*.py"),
 )
+_NO_PACKAGES = ("test", "doc", "example", "bench", "tool", "script", "ci", "vendor", "third_party", ".", "-")
+_MOST_PACKAGES = 8
 VENV = "/root/.gibil/venv"
 """The virtual environment of Python projects, outside the checkout and on PATH before anything else runs."""
 
@@ -48,6 +50,7 @@ WANTED = (
     *ci_files.WORKFLOWS,
     *("uv.lock", "poetry.lock", "pdm.lock", "Pipfile.lock", "Pipfile"),
     *python_requirements.REQUIREMENTS,
+    *conda.WANTED,
     *("manage.py", "runtests.py", "tests/runtests.py"),
     *_SOURCES,
 )
@@ -83,16 +86,17 @@ echo "UV_PROJECT_ENVIRONMENT=$VIRTUAL_ENV" >>"$GITHUB_ENV"
 pip install uv
 """
 """What a `.gibil.yml` needs before `uv sync`."""
+_EXTRAS_REQUIRE = re.compile(r"\bextras_require\s*=\s*\{[^{}]*\}")
 _EXTENSION = re.compile(r"\bext_modules\b|\bExtension\(|\bcythonize\(|\bcffi_modules\b")
 
 
 def facts(project: Project) -> Facts | None:
     """Return what the files say; None if this isn't a Python project."""
     sources = _test_files(project)
-    manifests = project.present((*_MANIFESTS, *python_requirements.REQUIREMENTS))
+    manifests = project.present((*_MANIFESTS, *python_requirements.REQUIREMENTS, "environment.yml", "environment.yaml"))
     if not manifests and not any(path.count("/") < 2 for path in sources):
         return None
-    only_tool_settings = set(manifests) <= {"setup.cfg", "tox.ini", "pyproject.toml"} and not _is_installable(project)
+    only_tool_settings = set(manifests) <= {"setup.cfg", "tox.ini", "pyproject.toml"} and not is_installable(project)
     if only_tool_settings and not sources and not python_requirements.groups(project):
         return None  # a project in another language that configures a formatter
     lead = Evidence(path=(manifests or sources)[0])
@@ -115,7 +119,7 @@ def facts(project: Project) -> Facts | None:
         runtimes=tuple(runtimes),
         steps=tuple(steps),
         tests=tuple(tests if manifests else [replace(each, rank=each.rank + 30) for each in tests]),
-        packages=_packages(project),
+        packages=_packages(project, None if manager == "uv" else _chosen_extras(steps)),
         env=env,
         caches=("~/.cache/uv", "~/.cache/pip"),
         problems=tuple(project.problems[path] for path in manifests if path in project.problems),
@@ -128,12 +132,16 @@ def _test_files(project: Project) -> list[str]:
     return sorted(found, key=lambda path: (path.count("/"), path))
 
 
-def _is_installable(project: Project) -> bool:
+def is_installable(project: Project) -> bool:
     """Return whether `pip install .` would find something to install."""
     pyproject = project.toml("pyproject.toml")
-    if "project" in pyproject or "build-system" in pyproject or project.has("setup.py"):
+    if "project" in pyproject or project.has("setup.py") or "poetry" in table(pyproject, "tool"):
         return True
-    return "metadata" in python_requirements.ini(project, "setup.cfg") or "poetry" in table(pyproject, "tool")
+    # setuptools, which also is the default, would have nothing but the folders' names to go by.
+    backend = string(table(pyproject, "build-system").get("build-backend"))
+    if backend and not backend.startswith("setuptools."):
+        return True
+    return "metadata" in python_requirements.ini(project, "setup.cfg")
 
 
 # which version ---------------------------------------------------------------------------------------------------------
@@ -197,7 +205,8 @@ def _install(
     """Return the package manager's name, the steps and the environment of later tasks."""
     poetry = "poetry" in table(project.toml("pyproject.toml"), "tool")
     parts = _parts(project, environments, pytest)
-    if project.has("uv.lock"):
+    # uv can't lock a pyproject.toml that has Poetry's tables only: such a file is out of date, or of another tool.
+    if project.has("uv.lock") and not (poetry and "project" not in project.toml("pyproject.toml")):
         return (
             "uv",
             [_uv_step(project, environments, pytest, parts)],
@@ -335,7 +344,7 @@ def _parts(project: Project, environments: Sequence[EnvironmentFacts], pytest: E
     known = {normalized(name): name for name in all_extras}
     for environment in environments:
         extras |= {known[each]: environment.evidence for each in map(normalized, environment.extras) if each in known}
-    installable = _is_installable(project)
+    installable = is_installable(project)
     if installable:
         manifest = project.first("pyproject.toml", "setup.py", "setup.cfg") or path
         if manifest == path and not {"project", "build-system"} & project.toml(path).keys():
@@ -346,6 +355,8 @@ def _parts(project: Project, environments: Sequence[EnvironmentFacts], pytest: E
             # One argument with all extras: `-e .` twice would be a conflict.
             evidence = Evidence(path=manifest, line=evidence.line, text=f"extras {', '.join(extras)}")
         parts.append(Part(("-e", f".[{','.join(extras)}]" if extras else "."), evidence, is_optional=False))
+    below = [] if installable else _packages_below(project)
+    parts += below
     all_groups = python_requirements.groups(project)
     names = python_requirements.test_names(all_groups)
     names += [name for name in _groups(environments) if name in all_groups and name not in names]
@@ -369,7 +380,7 @@ def _parts(project: Project, environments: Sequence[EnvironmentFacts], pytest: E
         required = part.words == ("-r", "requirements.txt") and not installable
         parts.append(Part(part.words, part.evidence, is_optional=not required))
     for environment in environments:
-        seen = {part.words for part in parts}
+        seen = {part.words for part in parts} | {("-e", part.words[0].partition("[")[0]) for part in below}
         more = [words for words in environment.requirements if words not in seen and _exists(project, words)]
         options = [words for words in more if len(words) > 1]
         parts += [Part(words, environment.evidence) for words in options]
@@ -379,10 +390,38 @@ def _parts(project: Project, environments: Sequence[EnvironmentFacts], pytest: E
         parts += [Part((package,), environment.evidence) for package in remote]
         if plain := tuple(package for package in packages if package not in remote):
             parts.append(Part(plain, environment.evidence))
+    parts += python_requirements.pipfile_requirements(project)
+    if all(part.words[0] == "-e" for part in parts):
+        parts += conda.parts(project)
     named = " ".join(word for part in parts for word in part.words)
     if pytest and not re.search(r"(^|\s)pytest\b(?!-)", named):
         parts.append(Part(("pytest",), pytest))
     return parts
+
+
+def _chosen_extras(steps: Sequence[Step]) -> list[str]:
+    """Return the extras that the steps install."""
+    shown = " ".join(step.shown for step in steps)
+    found = [name for names in re.findall(r"'?\.\[([\w.,-]+)\]", shown) for name in names.split(",")]
+    return found + re.findall(r"--extras ([\w.-]+)", shown)
+
+
+def _packages_below(project: Project) -> list[Part]:
+    """Return the packages in the folders next to the tests, of a project that is no package itself."""
+    if not any(path.partition("/")[0] in (path, "test", "tests", "testing") for path in _test_files(project)):
+        return []
+    parts: list[Part] = []
+    for path in (*project.matching("*/pyproject.toml"), *project.matching("*/setup.py")):
+        folder = path.partition("/")[0]
+        inside = project.inside(f"{folder}/")
+        if folder.startswith(_NO_PACKAGES) or any(part.evidence.path.startswith(f"{folder}/") for part in parts):
+            continue
+        if is_installable(inside):
+            extras = python_requirements.test_names(python_requirements.extras(inside))
+            place = f"./{folder}[{','.join(extras)}]" if extras else f"./{folder}"
+            # Not editable: next to the top folder's pytest, a folder with the package's name would hide it.
+            parts.append(Part((place,), Evidence(path=path)))
+    return parts[:_MOST_PACKAGES]
 
 
 def _groups(environments: Sequence[EnvironmentFacts]) -> list[str]:
@@ -393,11 +432,9 @@ def _exists(project: Project, words: tuple[str, ...]) -> bool:
     return words[0] not in ("-r", "-c") or project.has(words[1])
 
 
-def _packages(project: Project) -> tuple[str, ...]:
-    texts = [
-        project.text(path) or "" for path in ("pyproject.toml", "setup.cfg", "setup.py", *python_requirements.REQUIREMENTS)
-    ]
-    everything = "\n".join(texts)[:2_000_000]
+def _packages(project: Project, extras: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the distribution's packages that building needs. `extras`: the ones that are installed; None: all."""
+    everything = "\n".join(_requirements_of(project, extras))[:2_000_000]
     found: list[str] = []
     for name, packages in _PACKAGES.items():
         if re.search(rf"""(^|["'\s]){name}($|["'\s\[<>=!~;,])""", everything, re.IGNORECASE | re.MULTILINE):
@@ -407,6 +444,30 @@ def _packages(project: Project) -> tuple[str, ...]:
     ):
         found += ["gcc", "python3-dev"]
     return tuple(dict.fromkeys(found))
+
+
+def _requirements_of(project: Project, extras: Sequence[str] | None) -> Iterator[str]:
+    """Yield texts that name what is installed, without the extras that aren't."""
+
+    def is_installed(name: str) -> bool:
+        return extras is None or normalized(name) in map(normalized, extras)
+
+    pyproject = project.toml("pyproject.toml")
+    yield from python_requirements.strings(table(pyproject, "project").get("dependencies"))
+    for name, values in table(pyproject, "project", "optional-dependencies").items():
+        if is_installed(name):
+            yield from python_requirements.strings(values)
+    for values in python_requirements.groups(project).values():
+        yield from python_requirements.strings(values)
+    poetry = table(pyproject, "tool", "poetry")
+    yield from (name for name, value in table(poetry, "dependencies").items() if table(value).get("optional") is not True)
+    for members in (poetry.get("dev-dependencies"), *(table(each, "dependencies") for each in table(poetry, "group").values())):
+        yield from table(members)
+    setup = python_requirements.ini(project, "setup.cfg")
+    yield from (value for name, value in setup.get("options", {}).items() if name.endswith("_requires"))
+    yield from (value for name, value in setup.get("options.extras_require", {}).items() if is_installed(name))
+    yield _EXTRAS_REQUIRE.sub("", project.text("setup.py") or "")
+    yield from (project.text(path) or "" for path in python_requirements.REQUIREMENTS)
 
 
 # which command tests ---------------------------------------------------------------------------------------------------
@@ -431,7 +492,7 @@ def _pytest(project: Project) -> Evidence | None:
     for path in ("conftest.py", "tests/conftest.py", "test/conftest.py"):
         if project.has(path):
             return Evidence(path=path)
-    for path in ("pyproject.toml", "setup.cfg", "setup.py", "tox.ini", *python_requirements.REQUIREMENTS):
+    for path in ("pyproject.toml", "setup.cfg", "setup.py", "tox.ini", "Pipfile", *python_requirements.REQUIREMENTS):
         for number, line in project.lines(path):
             if re.search(r"\bpytest\b(?![-_])", line) and not line.lstrip().startswith("#"):
                 return Evidence(path=path, line=number, text="pytest")
@@ -481,7 +542,7 @@ def _unittest(project: Project, sources: list[str]) -> Candidate:
     run = "python -m unittest discover -v"
     if folder:
         run += f" -s {folder}" + (" -t ." if project.has(f"{folder}/__init__.py") else "")
-    if any(path.startswith("src/") for path in project.paths) and not _is_installable(project):
+    if any(path.startswith("src/") for path in project.paths) and not is_installable(project):
         run = f'PYTHONPATH="src${{PYTHONPATH:+:$PYTHONPATH}}" {run}'
     evidence = Evidence(path=next((path for path in sources if path.startswith(f"{folder}/")), sources[0]))
     return Candidate(run=run, evidence=evidence, needs=("python",), rank=60)

@@ -168,6 +168,27 @@ def requirement_files(project: Project) -> list[Part]:
     return [Part(("-r", path), Evidence(path=path), is_optional=path != "requirements.txt") for path in chosen]
 
 
+def pipfile_requirements(project: Project) -> list[Part]:
+    """Return the packages of Pipfile, for when there is no lock file or pipenv can't use it."""
+    found = []
+    for name in ("packages", "dev-packages"):
+        values = list(table(project.toml("Pipfile"), name).items())[:_MOST]
+        listed = requirements(text for package, value in values if (text := _from_pipfile(package, value)))
+        if listed:
+            found.append(Part(tuple(listed), project.evidence("Pipfile", f"[{name}]", name)))
+    return found
+
+
+def _from_pipfile(package: str, value: Any) -> str:
+    details = value if isinstance(value, dict) else {}
+    version = string(details.get("version", "*") if details else value)
+    if not _NAME.fullmatch(package) or not version or {"path", "git", "file", "editable"} & details.keys():
+        return ""
+    extra = f"[{','.join(strings(details.get('extras')))}]" if strings(details.get("extras")) else ""
+    marker = f" ; {details['markers']}" if string(details.get("markers")) else ""
+    return f"{package}{extra}{'' if version == '*' else version}{marker}"
+
+
 def optional_poetry_groups(project: Project) -> list[str]:
     """Return the names of Poetry's groups that it installs only if asked."""
     groups = table(project.toml("pyproject.toml"), "tool", "poetry", "group")

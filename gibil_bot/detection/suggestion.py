@@ -6,7 +6,8 @@ import json
 import re
 from collections.abc import Iterable
 
-from gibil_bot.detection import workflows
+from gibil_bot.detection import ci_services, workflows
+from gibil_bot.detection.ci_services import CIServices
 from gibil_bot.detection.combine import COVERS_ALL, LAST_RESORTS, Combined, submodules
 from gibil_bot.detection.detected import Quote
 from gibil_bot.detection.facts import Candidate
@@ -40,7 +41,8 @@ def from_facts(found: Combined) -> str:
         lines += ["runtime:", *(f"  {name}: {json.dumps(version)}" for name, version in versions.items())]
     if packages := (*found.packages, *found.ci_packages):
         lines += ["packages:", *(f"  - {_scalar(package)}" for package in packages)]
-    env = {name: value for name, value in found.env.items() if VENV not in value}
+    lines += _services(found.services)
+    env = {name: value for name, value in found.env.items() if VENV not in value} | dict(found.services.env)
     if env:
         lines += ["env:", *(f"  {name}: {json.dumps(value)}" for name, value in env.items())]
     lines.append("tasks:")
@@ -69,14 +71,32 @@ def _chosen(found: Combined) -> list[tuple[str, str, Candidate]]:
     return sorted(covering, key=lambda entry: entry[2].rank)[:1] or firsts
 
 
+def _services(found: CIServices) -> list[str]:
+    # Only an official image's port is known without `ports`.
+    usable = [each for each in found.services if each.ports or each.is_official]
+    lines = ["services:"] if usable else []
+    for service in usable:
+        lines.append(f"  {service.name}: # {_printable(str(service.evidence))}")
+        lines.append(f"    image: {_scalar(service.portable_image)}")
+        if service.env:
+            lines += ["    env:", *(f"      {name}: {json.dumps(value)}" for name, value in service.env.items())]
+        if service.ports:
+            lines.append(f"    ports: [{', '.join(json.dumps(port) for port in service.ports)}]")
+    return lines
+
+
 def from_quotes(project: Project, quotes: tuple[Quote, ...], name: str = "test") -> str:
     """Return the file for the best quote that means the same outside its CI, as a task of that name; empty if there is none."""
     quote = next((each for each in quotes if not each.is_preparation and "${{" not in each.command), None)
     if quote is None:
         return ""
-    hints = [each.command for each in quotes if each.is_preparation and "${{" not in each.command]
+    hints = [each.command for each in quotes if each.is_preparation and not each.is_service and "${{" not in each.command]
+    started = ci_services.read(project) if name == "test" else ci_services.CIServices(env={})
     before = list(workflows.preparation(project, quote)) or hints
-    lines = [f"# {_comment(quote)}", "tasks:"]
+    lines = [f"# {_comment(quote)}", *_services(started)]
+    if started.env:
+        lines += ["env:", *(f"  {name}: {json.dumps(value)}" for name, value in started.env.items())]
+    lines.append("tasks:")
     if any(re.match(r"(python3? -m )?pip3? install", command) for command in before):
         before.insert(0, _ENVIRONMENT.rstrip("\n"))
     if before:
@@ -86,7 +106,11 @@ def from_quotes(project: Project, quotes: tuple[Quote, ...], name: str = "test")
 
 
 def _comment(quote: Quote) -> str:
-    return "".join(character for character in f"{quote.path}:{quote.line} runs this" if character.isprintable())
+    return _printable(f"{quote.path}:{quote.line} runs this")
+
+
+def _printable(text: str) -> str:
+    return "".join(character for character in text if character.isprintable())
 
 
 def _task(name: str, script: str, path: str) -> list[str]:
@@ -116,5 +140,5 @@ def _is_plain(text: str) -> bool:
 
 
 def _scalar(text: str) -> str:
-    text = "".join(character for character in text if character.isprintable())
+    text = _printable(text)
     return text if _is_plain(text) else json.dumps(text, ensure_ascii=False)

@@ -103,6 +103,12 @@ def jobs_that_test(project: Project) -> tuple[str, ...]:
     return tuple(dict.fromkeys(each.job for each in found if each.job and _relevance(each, "test") >= 0))
 
 
+def folders(project: Project) -> tuple[str, ...]:
+    """Return the folders below the top in which jobs of the CI test, as prefixes (`backend/`), the most relevant first."""
+    found = [each for each in _relevant(list(_all_commands(project)), "test") if each.job and _relevance(each, "test") >= 0]
+    return tuple(dict.fromkeys(f"{each.folder}/" for each in found if each.folder and "$" not in each.folder))
+
+
 def packages(project: Project) -> tuple[tuple[str, ...], Evidence | None]:
     """Return the distribution's packages that the CI's job for tests installs, and the first command that does."""
     found: dict[str, None] = {}

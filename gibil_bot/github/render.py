@@ -24,7 +24,7 @@ from gibil_bot.model import (
     TaskResult,
     TaskStatus,
 )
-from gibil_bot.views import blocked_view, failed_preparation, not_run, quotes_view, timestamp
+from gibil_bot.views import blocked_view, failed_preparation, none_could_run, not_run, quotes_view, timestamp
 
 CHECK_PREFIX = "gibil / "
 """Prefix of the names of our check runs, followed by the workflow's name."""
@@ -305,8 +305,14 @@ def _advice(report: RunReport, conclusion: Conclusion | None) -> list[str]:
             "The **preparation** failed: what the project needs could not be installed."
             + (f" {missing.capitalize()} didn't run, so this says nothing about the code." if missing else "")
         )
-    if detected is None or not (prepared_badly or detected.problem):
+    none_ran = not prepared_badly and none_could_run(plan, report.results)
+    if detected is None or not (prepared_badly or none_ran or detected.problem):
         return blocks
+    if none_ran and not detected.problem:
+        blocks.append(
+            f"A program that the {'linters' if detected.purpose == 'lint' else 'tests'} need doesn't exist on the machine, "
+            "so this says nothing about the code."
+        )
     if detected.problem and not prepared_badly and conclusion is not Conclusion.NEUTRAL:
         blocks.append(sentence(detected.problem[:1].upper() + detected.problem[1:] + "."))
     quotes = [f"{code(command, 300)} ({code(place, 200)})" for command, place in quotes_view(detected)[:QUOTES_SHOWN]]

@@ -199,6 +199,51 @@ def test_folders_with_manifests_count_if_the_top_has_none(tmp_path: Path) -> Non
     assert f"npm in {tmp_path}/-web\n" in done.stdout
 
 
+LIBRARY = {
+    "pyproject.toml": b"[tool.pytest]\n[tool.ruff]\n",
+    "requirements.txt": b"mock\n",
+    "checks/test_all.py": b"import pytest\n",
+    "lib/setup.py": b"setup()",
+    "lib/tests/test_a.py": b"import pytest\n",
+    "other/setup.py": b"setup()",
+}
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        "steps: [{ run: pytest, working-directory: ./lib/ }]",
+        'steps: [{ run: "pip install .\\ncd lib\\npytest" }]',
+        "defaults: { run: { working-directory: lib } }\n    steps: [{ run: pytest }]",
+    ],
+)
+def test_the_folder_in_which_the_ci_tests_counts_if_the_top_is_no_package(job: str) -> None:
+    workflow = f"jobs:\n  test:\n    runs-on: x\n    {job}\n".encode()
+    files = {**LIBRARY, ".github/workflows/test.yml": workflow}
+    assert "lib/setup.py" in wanted(files)
+    found = detect(Project(frozenset(files), files), "test")
+    tests = [line for line in found.evidence if line.startswith("test")]
+    assert tests == ["test: python -m pytest ← lib/tests/test_a.py:1 (import pytest)"]
+    assert sorted(line.split(" ←")[0] for line in found.evidence if line.startswith("install")) == [
+        "install: in lib: pip install -e . pytest",
+        "install: pip install -r requirements.txt pytest",
+    ]
+    package = {**files, "setup.py": b"setup()"}
+    found = detect(Project(frozenset(package), package), "test")
+    assert not any("lib/tests" in line and line.startswith("test") and "in lib" in line for line in found.evidence)
+
+
+def test_folders_are_prepared_for_a_target_of_the_top() -> None:
+    files = {
+        "Makefile": b"test:\n\t$(MAKE) -C a test\n",
+        "a/pyproject.toml": b'[project]\nname = "a"\n',
+        "a/tests/test_a.py": b"import pytest\n",
+    }
+    found = detect(Project(frozenset(files), files), "test")
+    assert [task.name for task in found.tasks] == ["runtime", "install", "test"]
+    assert any(line.startswith("test: make: make test") for line in found.evidence)
+
+
 HOSTILE = (
     "a'; touch owned; '",
     'b"$(touch owned)"',

@@ -94,7 +94,9 @@ def test_justfiles_and_taskfiles_have_targets_too() -> None:
     just += "build:\n  make all\n"
     found = facts({"justfile": just})
     assert found.tests[0].run == "just test"
-    assert found.tests[0].needs == ("just", "ruff", "make")
+    assert found.tests[0].needs == ("just", "pytest", "ruff", "make")
+    assert [step.shown for step in found.steps] == ["pip install rust-just"]
+    assert facts({"justfile": "build:\n  make\n"}).steps == ()
     task = "version: '3'\ntasks:\n  build: [go build ./...]\n  test:\n    deps: [build]\n    cmds:\n      - go test ./...\n"
     found = facts({"Taskfile.yml": task})
     assert (found.tests[0].run, found.tests[0].needs) == ("task test", ("task", "go"))
@@ -123,3 +125,9 @@ def test_cyclic_and_huge_files_are_read_quickly(text: str) -> None:
     started = time.process_time()
     facts({"Makefile": text, "justfile": text})
     assert time.process_time() - started < 5
+
+
+def test_words_after_a_command_substitution_are_arguments() -> None:
+    recipe = "echo in $$(pwd) home $$(ls $$(cd ..; pwd)) and; FOO=`date -u` pytest `x y` z 2>&1 | head >&2; a &>b"
+    found = facts({"Makefile": f"test:\n\t{recipe}\n"})
+    assert found.tests[0].needs == ("make", "pytest", "head", "a")

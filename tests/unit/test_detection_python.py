@@ -612,3 +612,102 @@ def test_huge_manifests_are_read_quickly(files: dict[str, str]) -> None:
     started = time.process_time()
     python.facts(project({**files, "test_b.py": "import unittest"}))
     assert time.process_time() - started < 5
+
+
+def test_a_lock_file_of_uv_is_not_used_for_a_project_of_poetry() -> None:
+    text = '[tool.poetry]\nname = "a"\n[tool.poetry.dependencies]\npython = "^3.9"\n'
+    files = {"pyproject.toml": text, "uv.lock": "version = 1\n", "tests/test_a.py": "import pytest\n"}
+    assert installs(facts({**files, "poetry.lock": ""})) == ["poetry install --no-interaction"]
+    both = {**files, "pyproject.toml": f'[project]\nname = "a"\n{text}'}
+    assert installs(facts(both)) == ["uv sync --locked"]
+
+
+def test_distribution_packages_of_extras_that_are_not_installed_are_left_out() -> None:
+    pyproject = (
+        '[project]\nname = "a"\ndependencies = ["pycurl"]\n[project.optional-dependencies]\n'
+        'postgres = ["psycopg2"]\ntest = ["mysqlclient"]\n'
+    )
+    curl, mysql = ("libcurl4-openssl-dev", "libssl-dev"), ("default-libmysqlclient-dev", "pkg-config")
+    tests = {"tests/test_a.py": "import pytest\n"}
+    assert facts({"pyproject.toml": pyproject, **tests}).packages == (*mysql, *curl)
+    assert "libpq-dev" in facts({"pyproject.toml": pyproject, "uv.lock": "", **tests}).packages  # with all extras
+    cfg = "[metadata]\nname = a\n[options]\ninstall_requires =\n  pycurl\n[options.extras_require]\npg =\n  psycopg2\n"
+    assert facts({"setup.cfg": cfg, **tests}).packages == curl
+    setup = "setup(\n  install_requires=['pycurl'],\n  extras_require={\n    'pg': ['psycopg2'],\n  },\n)\n"
+    assert facts({"setup.py": setup, **tests}).packages == curl
+    poetry = (
+        '[tool.poetry]\nname = "a"\n[tool.poetry.dependencies]\npycurl = "*"\npsycopg2 = { version = "*", optional = true }\n'
+    )
+    assert facts({"pyproject.toml": poetry, **tests}).packages == curl
+
+
+def test_packages_next_to_the_tests_are_installed_if_the_top_is_none() -> None:
+    files = {
+        "pyproject.toml": '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n[tool.pytest]\n',
+        "core/pyproject.toml": '[project]\nname = "core"\n[project.optional-dependencies]\ntest = ["mock"]\n',
+        "pool/setup.py": "setup()\n",
+        "docs/pyproject.toml": '[project]\nname = "docs"\n',
+        "settings/pyproject.toml": "[tool.ruff]\n",
+        "tests/test_a.py": "import pytest\n",
+    }
+    assert installs(facts(files)) == ["pip install './core[test]' ./pool pytest"]
+    assert "resolve + './core[test]' + ./pool + pytest" in facts(files).steps[0].run
+    own = {**files, "setup.py": "setup()\n"}
+    assert installs(facts(own)) == ["pip install -e . pytest"]
+    apart = {path: text for path, text in files.items() if not path.startswith("tests/")} | {
+        "core/tests/test_a.py": "import pytest\n"
+    }
+    assert installs(facts(apart)) == ["pip install pytest"]
+
+
+CONDA = """
+channels: [conda-forge]
+dependencies:
+  - python >=3.9
+  - conda-forge::numpy=1.26
+  - pandas ==2.1.0
+  - scipy =1.11.1=py311_0
+  - xarray>=2023.1, <2025
+  - pytorch
+  - libnetcdf
+  - compilers
+  - bad name here
+  - pip:
+      - httpx >=0.27  # for the client
+      - -r more.txt
+      - git+https://example.org/x
+"""
+
+
+def test_an_environment_file_of_conda_is_the_last_resort() -> None:
+    files = {"environment.yml": CONDA, "pyproject.toml": '[project]\nname = "a"\n', "tests/test_a.py": "import pytest\n"}
+    found = facts(files, "more.txt")
+    assert installs(found) == [
+        "pip install -e . 'numpy==1.26.*' pandas==2.1.0 scipy==1.11.1 'xarray>=2023.1,<2025' torch 'httpx >=0.27' -r more.txt "
+        "git+https://example.org/x pytest"
+    ]
+    assert "environment.yml:5 (a package of conda, from PyPI if that has it)" in str(found.steps[0].evidence)
+    assert "environment.yml" in found.steps[0].inputs
+    for several in ("ci/environment-3.12.yaml", "ci/environment-docs.yaml", "ci/environment-3.9.yml"):
+        files[several] = "dependencies: [toolz]"
+    assert "environment.yml:5 " in str(facts(files, "more.txt").steps[0].evidence)
+    del files["environment.yml"]
+    assert facts(files).steps[0].inputs[1:2] == ("ci/environment-3.9.yml",)
+    assert installs(facts({**files, "requirements.txt": "attrs\n"})) == ["pip install -e . -r requirements.txt pytest"]
+    for text in ("", "dependencies: 1", "dependencies: [[], {pip: x}, {1: 2}]", "a: [", "dependencies: [{pip: }]"):
+        assert "conda" not in str(facts({**files, "environment.yml": text, "ci/environment-3.9.yml": ""}).steps)
+
+
+def test_a_pipfile_without_a_lock_file_is_installed_with_pip() -> None:
+    pipfile = (
+        '[packages]\nattrs = "*"\nhttpx = { version = ">=0.27", extras = ["http2"] }\nlocal = { path = "." }\n"-bad" = "*"\n'
+        '[dev-packages]\npytest = ">=8"\nwin = { version = "*", markers = "os_name == \'nt\'" }\n'
+    )
+    files = {"Pipfile": pipfile, "tests/test_a.py": "def test_a(): pass\n"}
+    found = facts(files)
+    assert installs(found) == ["pip install attrs 'httpx[http2]>=0.27' 'pytest>=8' 'win ; os_name == '\"'\"'nt'\"'\"''"]
+    assert commands(found)[0] == "python -m pytest"
+    locked = facts({**files, "Pipfile.lock": "{}"})
+    assert installs(locked) == ["pipenv sync --dev"]
+    assert "resolve + attrs 'httpx[http2]>=0.27' + 'pytest>=8'" in locked.steps[0].run
+    assert facts({**files, "Pipfile": "[packages]\na = 1\n[dev-packages]\nb = []\n"}) is not None

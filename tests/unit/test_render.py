@@ -162,6 +162,15 @@ def test_failed_tests_are_not_reported_as_a_failed_preparation() -> None:
         assert "tox" not in text
 
 
+def test_tests_of_which_no_command_can_run_are_answered_with_the_projects_ci() -> None:
+    red = (result(0, TaskStatus.SUCCESS), result(1, TaskStatus.SUCCESS), result(2, TaskStatus.FAILURE, exit_status=127))
+    failed = finished(Conclusion.FAILURE, *red, plan={"tasks": PREPARED, "detected": DETECTED})
+    for text in (output(failed)["summary"], comment_body(failed)):
+        assert "A program that the tests need doesn't exist on the machine, so this says nothing about the code." in text
+        assert "Its CI runs `uv run --locked tox run` (`.github/workflows/tests.yaml:42`)." in text
+        assert "```text\ntasks:\n  - { name: test, run: tox }\n```" in text
+
+
 def test_a_failed_set_up_of_a_repositorys_file_is_a_failed_preparation_too() -> None:
     failed = finished(Conclusion.FAILURE, *UNPREPARED, plan={"tasks": PREPARED})
     assert output(failed)["title"].startswith("The preparation failed (install) in 1 min 12 s; the other tasks didn't run")

@@ -1,0 +1,105 @@
+"""Services, such as databases, that the CI's job for tests starts, and the variables that it sets for the tests."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import yaml
+
+from gibil_bot.detection import ci_files, ci_hints, workflows
+from gibil_bot.detection.detected import Quote
+from gibil_bot.detection.facts import Evidence
+from gibil_bot.detection.project import Project
+from gibil_bot.detection.values import shown
+
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
+_IMAGE = re.compile(r"[a-z0-9][a-z0-9._/-]{0,150}(:[\w.-]{1,100})?")
+_PORT = re.compile(r"[1-9]\d{0,4}(:[1-9]\d{0,4})?")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
+_VERSIONLESS = re.compile(r"(?:docker\.io/)?(?:library/)?(postgres|redis|mariadb|mysql)(?::.*)?")
+_MOST = 10
+_MOST_VARIABLES = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CIService:
+    """One entry of a job's `services`."""
+
+    name: str
+    image: str
+    env: Mapping[str, str]
+    ports: tuple[str, ...]
+    evidence: Evidence
+
+    @property
+    def portable_image(self) -> str:
+        """The image without its version if local machines have the distribution's version only."""
+        found = _VERSIONLESS.fullmatch(self.image)
+        return found[1] if found else self.image
+
+    @property
+    def is_official(self) -> bool:
+        return _VERSIONLESS.fullmatch(self.image) is not None
+
+    def quote(self) -> Quote:
+        return Quote(
+            command=f"services: {self.image}",
+            path=self.evidence.path,
+            line=self.evidence.line or 1,
+            is_preparation=True,
+            is_service=True,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CIServices:
+    """The services of one job, and the variables that its tests have."""
+
+    services: tuple[CIService, ...] = ()
+    env: Mapping[str, str]
+
+
+def read(project: Project) -> CIServices:
+    """Return the services of the job that tests; none if no job does or it has none."""
+    commands = workflows.test_job(project)
+    nothing = CIServices(env={})
+    if not commands:
+        return nothing
+    job = next((job for job in ci_files.jobs(project) if f"{job.path}:{job.name}" == commands[-1].job), None)
+    if job is None:
+        return nothing
+    found = tuple(service for service, _ in zip(_services(job), range(_MOST), strict=False))
+    if not found:
+        return nothing
+    env = _variables(ci_files.get(job.node, "env"))
+    for step in job.steps():
+        if any(run == commands[-1].run for run in ci_files.script(ci_files.get(step, "run"))):
+            env |= _variables(ci_files.get(step, "env"))
+    return CIServices(services=found, env=env)
+
+
+def _services(job: ci_files.Job) -> Iterator[CIService]:
+    for name, node in ci_files.items(ci_files.get(job.node, "services")):
+        is_short = isinstance(node, yaml.ScalarNode)
+        place = node if is_short else ci_files.get(node, "image")
+        image = next((text for text, _ in ci_hints.expanded(job, place) if _IMAGE.fullmatch(text)), "")
+        if place is None or not image or not _NAME.fullmatch(name):
+            continue
+        ports = (text.removesuffix("/tcp") for text, _ in ci_files.values(ci_files.get(node, "ports")))
+        yield CIService(
+            name=name,
+            image=image,
+            env=_variables(ci_files.get(node, "env")),
+            ports=tuple(port for port in ports if _PORT.fullmatch(port)),
+            evidence=Evidence(path=job.path, line=place.start_mark.line + 1, text=f"its CI starts {shown(image)}"),
+        )
+
+
+def _variables(node: yaml.Node | None) -> dict[str, str]:
+    """Return the variables whose values mean the same outside the workflow."""
+    found = {name: ci_files.value(value) for name, value in ci_files.items(node) if isinstance(value, yaml.ScalarNode)}
+    usable = {name: value for name, value in found.items() if _VARIABLE.fullmatch(name) and "${{" not in value}
+    usable = {name: value for name, value in usable.items() if value.isprintable() and len(value) <= 500}
+    return dict(list(usable.items())[:_MOST_VARIABLES])
