@@ -171,6 +171,11 @@ class Connection:
             except (asyncssh.Error, OSError) as error:
                 self._channels -= 1
                 raise MachineLost(f"the connection to {self.where} is lost: {reason_of(error)}") from None
+            except AttributeError:  # asyncssh 2.x starts a session that was removed with its connection meanwhile
+                self._channels -= 1
+                if not self._connection.is_closed():
+                    raise
+                raise self.gone() from None
             finally:
                 if acknowledging is not None:
                     acknowledging.cancel()

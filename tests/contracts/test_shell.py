@@ -347,3 +347,42 @@ async def test_a_session_rejected_during_clean_up_is_requested_again(folder: Pat
         with pytest.raises(SSHError, match="doesn't run any command"):
             await shell.run("true")
         await shell.close()
+
+
+class _Ending(asyncssh.SSHServer):
+    """Accepts every login and command, and closes the connection as soon as it has accepted a command."""
+
+    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        self._connection = conn
+
+    def begin_auth(self, username: str) -> bool:
+        return False
+
+    def session_requested(self) -> asyncssh.SSHServerSession[str]:
+        return _Ended(self._connection)
+
+
+class _Ended(asyncssh.SSHServerSession[str]):
+    def __init__(self, connection: asyncssh.SSHServerConnection) -> None:
+        self._connection = connection
+
+    def exec_requested(self, command: str) -> bool:
+        return True
+
+    def session_started(self) -> None:
+        self._connection.disconnect(asyncssh.DISC_BY_APPLICATION, "the machine ends")
+
+
+async def test_a_connection_that_ends_when_a_command_was_accepted_is_lost(folder: Path) -> None:
+    path = str(folder / "s")
+    host_key, host_public = sshd.new_key()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+    keys = [asyncssh.import_private_key(host_key)]
+    async with asyncssh.listen(sock=listener, server_factory=_Ending, server_host_keys=keys):
+        for _ in range(10):
+            shell = await connect(Endpoint(host_key=host_public, unix_path=path), sshd.new_key()[0])
+            with pytest.raises(MachineLost):
+                await shell.run("true")
+            await shell.close()
