@@ -1,4 +1,4 @@
-"""Formats numbers and durations for people, and suggests corrections of misspelled words."""
+"""Formats numbers, durations and untrusted text for people, and suggests corrections of misspelled words."""
 
 from __future__ import annotations
 
@@ -35,6 +35,16 @@ def ordinal(number: int) -> str:
     """Return 1st, 2nd, 3rd, 11th."""
     ending = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     return f"{number}{ending}"
+
+
+def megabytes(number: int) -> str:
+    """Return a number of bytes in MB: 1.2 MB, 340 MB."""
+    return f"{number / 1024**2:.0f} MB" if number >= 10 * 1024**2 else f"{number / 1024**2:.1f} MB"
+
+
+def visible(text: str) -> str:
+    """Return untrusted text with U+FFFD in place of unprintable characters, which may control a terminal."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 def count(number: int, noun: str) -> str:

@@ -16,6 +16,7 @@ from gibil_bot.cli.machine import on_end, stderr_write
 from gibil_bot.cli.output import Paint, json_option, print_json, write_err
 from gibil_bot.config import Settings, load_settings
 from gibil_bot.errors import GibilError, UsageError
+from gibil_bot.humanize import count
 
 PREPARATION_FAILED = 7
 """The exit status if the project couldn't be prepared."""
@@ -42,8 +43,8 @@ def try_(path: Path, workflow: str, inputs: tuple[str, ...], dirty: bool, as_jso
     """Run a workflow on a local checkout, on a disposable machine.
 
     Does what the bot would do on a pull request, before you push: the committed HEAD (or, with --dirty, the working tree) is
-    sent to a fresh machine, the tasks run, the machine is burned. Exit status 0 if the run succeeds, 1 if it
-    fails, 7 if the project couldn't be prepared (with --json: preparation_failed).
+    sent to a fresh machine, the tasks run, the machine is burned. Exit status 0 if the run succeeds, 1 if it fails,
+    7 if the project couldn't be prepared (with --json: preparation_failed).
 
     \b
     gibil try
@@ -170,8 +171,8 @@ class Terminal:
             case "cache_restored":
                 self._print_line(self._paint.quiet(str(event["what"])))
             case "caches_saved":
-                count = event["count"]
-                self._print_line(self._paint.quiet(f"saved {count} cache{'' if count == 1 else 's'}, {event['size']}{took}"))
+                stored = count(int(str(event["count"])), "cache")
+                self._print_line(self._paint.quiet(f"saved {stored}, {event['size']}{took}"))
             case "task_started":
                 self._print_line(self._paint.bold(f"▶ {event['name']}"))
             case "task_finished":

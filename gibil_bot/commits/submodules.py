@@ -20,6 +20,7 @@ from gibil_bot import git
 from gibil_bot.commits.credentials import for_git, for_http
 from gibil_bot.commits.local_repository import LocalRepository
 from gibil_bot.git import FOREIGN, NO_FETCH, GitError
+from gibil_bot.humanize import visible
 
 MOST_SUBMODULES = 100
 DEEPEST = 10
@@ -27,6 +28,7 @@ _FILE_BYTES = 256 * 1024
 _TREE_BYTES = 64 * 1024 * 1024
 _QUERY_S = 60.0
 _FETCH_S = 900.0
+_SHOWN = 200
 _HEAD = "refs/heads/source"
 _SCP_LIKE = re.compile(r"([A-Za-z0-9_][A-Za-z0-9._-]*@[A-Za-z0-9][A-Za-z0-9.-]*):(?!//)([^\s]+)")
 _URL = re.compile(r"(https?|ssh)://[^\s]+")
@@ -403,4 +405,4 @@ def _link(view: Path, store: Path) -> None:
 
 
 def _shown(text: str) -> str:
-    return "".join(character if character.isprintable() else "�" for character in text)[:200]
+    return visible(text[:_SHOWN])

@@ -27,6 +27,7 @@ from gibil_bot.detection.ci_services import CIServices
 from gibil_bot.detection.detected import DetectedTask, Detection, Quote
 from gibil_bot.detection.facts import Candidate, Evidence, Facts, Runtime, Step
 from gibil_bot.detection.python import VENV
+from gibil_bot.humanize import visible
 from gibil_bot.scripts.templates import text
 
 Purpose = Literal["test", "lint"]
@@ -168,14 +169,14 @@ def _runtime_script(found: Combined) -> str:
         parts += ["(\n", f"packages={shlex.quote(' '.join(found.packages))}\n", text("setup_packages"), ")\n"]
     if found.ci_packages:
         parts += ["install_packages() (\n", text("setup_packages"), ")\n", text("detect_packages")]
-        parts.append(shlex.join(("optional_packages", _one_line(str(found.ci_evidence)), *found.ci_packages)) + "\n")
+        parts.append(shlex.join(("optional_packages", visible(str(found.ci_evidence)), *found.ci_packages)) + "\n")
     if found.runtimes:
         parts.append(text("detect_runtime"))
     for runtime in found.runtimes:
         need = "optional" if runtime.optional else "required"
         accepts = [each for each in runtime.accepts if each != runtime.version]
         words = ("runtime", runtime.name, need, str(runtime.evidence), runtime.version, *accepts)
-        parts.append(shlex.join(_one_line(word) for word in words) + "\n")
+        parts.append(shlex.join(visible(word) for word in words) + "\n")
     python = next((runtime for runtime in found.runtimes if runtime.name == "python"), None)
     if python is not None:
         version = python.version or next(iter(python.accepts), "")
@@ -195,7 +196,7 @@ def _test_script(found: Combined, quotes: tuple[Quote, ...], suggestion: str) ->
     parts = [text("detect_begin")]
     for service in found.services.services:
         reason = f"{service.evidence}, which only services of a .gibil.yml start here"
-        parts.append(f"say {shlex.quote(_one_line(reason))}\n")
+        parts.append(f"say {shlex.quote(visible(reason))}\n")
     if found.groups:
         parts.append(text("detect_test"))
     covering = [(group, each) for group in found.groups for each in group.candidates if each.rank < COVERS_ALL]
@@ -204,7 +205,7 @@ def _test_script(found: Combined, quotes: tuple[Quote, ...], suggestion: str) ->
     own = [(group, candidates) for group, candidates in own if candidates]
     for group, candidates in own:
         if len(own) > 1:
-            parts.append(f"group {shlex.quote(_one_line(group.name))}\n")
+            parts.append(f"group {shlex.quote(visible(group.name))}\n")
         parts += [_candidate("one" if len(own) > 1 else "only", group, each) for each in candidates]
     if len(own) > 1:
         parts.append("finish\n")
@@ -225,7 +226,7 @@ def _nothing(found: Combined, quotes: tuple[Quote, ...], suggestion: str) -> str
     lines = [problem]
     lines += [f"its CI runs {quote}" for quote in [each for each in quotes if not each.is_preparation][:3]]
     lines += ["write what is right into a .gibil.yml" + (", such as:" if suggestion else "; see gibil init --repo")]
-    script = "".join(f"say {shlex.quote(_one_line(line))} >&2\n" for line in lines)
+    script = "".join(f"say {shlex.quote(visible(line))} >&2\n" for line in lines)
     return f"{script}printf '%s' {shlex.quote(suggestion)} >&2\nexit {status}\n" if suggestion else f"{script}exit {status}\n"
 
 
@@ -234,11 +235,9 @@ def _candidate(function: str, group: Group, candidate: Candidate) -> str:
         return ""  # a hostile name: no tool of a project has control characters in its own
     # The requester's arguments replace "$@" in a command that has it; others get them at the end.
     command = candidate.run if '"$@"' in candidate.run else f'{candidate.run} "$@"'
-    shown = _one_line(candidate.shown or candidate.run.replace(' "$@"', ""))
+    shown = visible(candidate.shown or candidate.run.replace(' "$@"', ""))
     return (
-        shlex.join(
-            (function, group.path, _one_line(str(candidate.evidence)), shown, command, candidate.check, *candidate.needs)
-        )
+        shlex.join((function, group.path, visible(str(candidate.evidence)), shown, command, candidate.check, *candidate.needs))
         + "\n"
     )
 
@@ -248,12 +247,7 @@ def _change_folder(path: str) -> str:
 
 
 def _say(evidence: Evidence, command: str) -> str:
-    return f"say {shlex.quote(f'found {_one_line(str(evidence))} → {_one_line(command)}')}\n"
-
-
-def _one_line(value: str) -> str:
-    """Return the value without control characters, which a hostile path may contain."""
-    return "".join(character if character.isprintable() else "�" for character in value)
+    return f"say {shlex.quote(f'found {visible(str(evidence))} → {visible(command)}')}\n"
 
 
 def _evidence(found: Combined) -> Iterator[str]:
@@ -280,7 +274,7 @@ def _evidence(found: Combined) -> Iterator[str]:
             for candidate in group.candidates
         ]
     lines += [str(problem) for folder in found.folders for facts in folder.facts for problem in facts.problems]
-    yield from (_one_line(line) for line in lines[:_ALL_EVIDENCE])
+    yield from (visible(line) for line in lines[:_ALL_EVIDENCE])
 
 
 def _in(path: str) -> str:

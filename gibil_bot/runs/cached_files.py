@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from gibil_bot.clock import now
 from gibil_bot.errors import GibilError, MachineLost, SSHError
+from gibil_bot.humanize import megabytes
 from gibil_bot.model import CacheEntry, Plan, Run
 from gibil_bot.planning.cache_keys import hash_patterns
 from gibil_bot.ports import Shell
@@ -86,7 +87,7 @@ class Restored:
     took_s: float
 
     def __str__(self) -> str:
-        size = f"{size_text(self.size_bytes)} in {self.took_s:.1f} s"
+        size = f"{megabytes(self.size_bytes)} in {self.took_s:.1f} s"
         if self.wanted.kind == DOWNLOADS:
             return f"reused the downloads in {self.wanted.shown} ({size})"
         return f"restored the cache {printable(self.key, _SHOWN)} ({size})"
@@ -101,10 +102,6 @@ class _Slot:
     """An entry has exactly this key, so nothing is saved."""
     partial: bool = False
     """An entry of another key was restored."""
-
-
-def size_text(count: int) -> str:
-    return f"{count / 1024**2:.0f} MB" if count >= 10 * 1024**2 else f"{count / 1024**2:.1f} MB"
 
 
 def wanted_caches(plan: Plan) -> tuple[Wanted, ...]:
@@ -293,7 +290,7 @@ class RunCaches:
         if packed == "nothing" and slot.wanted.kind == CACHE:
             self._not_saved(slot.wanted.shown, "no file matches its paths", slot)
         if packed == "large":
-            self._not_saved(slot.wanted.shown, f"it is larger than {size_text(limit)}", slot)
+            self._not_saved(slot.wanted.shown, f"it is larger than {megabytes(limit)}", slot)
         if not isinstance(packed, int):
             return None
         entry = CacheEntry(

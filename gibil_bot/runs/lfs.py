@@ -128,16 +128,12 @@ async def _downloaded(
         raise LfsFailed(f"The files of Git LFS can't be fetched ({count}): {error}.") from None
     except LfsError as error:
         named = next((path for path, each in repository.files.items() if each.oid[:12] in error.message), None)
-        which = f"'{_printable(named)}'" if named is not None else count
+        which = scripts.shown(named) if named is not None else count
         raise LfsFailed(f"The files of Git LFS can't be fetched ({which}): {error.message}.") from None
 
 
 def _example(repository: LfsRepository, missing: Sequence[Pointer]) -> str:
-    return next(f"'{_printable(path)}'" for path, each in repository.files.items() if each == missing[0])
-
-
-def _printable(path: str) -> str:
-    return "".join(character if character.isprintable() else "�" for character in path)[:200]
+    return next(scripts.shown(path) for path, each in repository.files.items() if each == missing[0])
 
 
 def _open_stored(stores: Sequence[Path], pointer: Pointer) -> BinaryIO | None:

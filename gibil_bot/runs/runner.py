@@ -30,12 +30,13 @@ from gibil_bot.detection.detect import wanted
 from gibil_bot.detection.project import Project
 from gibil_bot.errors import ClaimLost, GibilError, GitHubError, MachineLost, ProviderError, SSHError, StoreError, Unavailable
 from gibil_bot.github import render
+from gibil_bot.humanize import megabytes
 from gibil_bot.model import Claim, Conclusion, Machine, PreparedMachine, Run, TaskResult, Trust
 from gibil_bot.operator_secrets import ScopedSecrets, missing_secret
 from gibil_bot.ports import LAYER_GONE, RunRecorder, Shell
 from gibil_bot.providers.lifecycle import MachineFactory
 from gibil_bot.providers.optional import notices, refusals
-from gibil_bot.runs.cached_files import RunCaches, size_text
+from gibil_bot.runs.cached_files import RunCaches
 from gibil_bot.runs.caches import Caches
 from gibil_bot.runs.cancellation import Cancellation
 from gibil_bot.runs.detected_tasks import detect_tasks, purpose_of
@@ -425,7 +426,7 @@ class Runner:
         started = time.perf_counter()
         stored = await caches.save(shell)
         if stored:
-            size = size_text(sum(entry.size_bytes for entry in stored))
+            size = megabytes(sum(entry.size_bytes for entry in stored))
             self._journal.note("caches_saved", count=len(stored), size=size, seconds=time.perf_counter() - started)
         for note in caches.notes:
             await self._note(note)

@@ -9,6 +9,7 @@ import re
 import shlex
 from dataclasses import dataclass
 
+from gibil_bot.humanize import visible
 from gibil_bot.lfs.pointers import POINTER_BYTES, Pointer, parse_pointer
 from gibil_bot.scripts.clone import WORKSPACE
 from gibil_bot.scripts.templates import script, text
@@ -20,6 +21,7 @@ MOST_FILES = 20_000
 MOST_BYTES = 8 * 1024**3
 """All objects together."""
 
+_SHOWN = 200
 _HEADER = re.compile(rb"gibil-lfs: ([0-9]{1,9}) ([0-9]{1,9}) ([0-9]{1,9}) ([0-9]{1,9}) ([0-9]{1,9})\n")
 _ENTRY = re.compile(rb"(100644|100755) ([0-9a-f]{40}) 0\t([^\0]+)")
 _OBJECT = re.compile(rb"([0-9a-f]{40}) blob ([0-9]{1,4})\n")
@@ -120,11 +122,12 @@ def _files(entries: bytes, contents: bytes) -> dict[str, Pointer]:
             continue
         path = found[3].decode("utf-8", "surrogateescape")
         if found[2] in unusable:
-            raise ValueError(f"{_shown(path)} can't be fetched from Git LFS: {unusable[found[2]]}")
+            raise ValueError(f"{shown(path)} can't be fetched from Git LFS: {unusable[found[2]]}")
         if found[2] in pointers:
             files[path] = pointers[found[2]]
     return files
 
 
-def _shown(path: str) -> str:
-    return "'" + "".join(character if character.isprintable() else "�" for character in path)[:200] + "'"
+def shown(path: str) -> str:
+    """Return a path in quotes for a message; anyone may have written it."""
+    return f"'{visible(path[:_SHOWN])}'"
