@@ -206,19 +206,21 @@ class Caches:
 
     async def evict(self) -> list[CacheEntry]:
         """Delete what exceeds the limits, and files that killed processes left; return the deleted entries."""
-        gone = excess(await self.usages(), repository_bytes=self._repository_bytes, total_bytes=self._total_bytes)
+        usages = await self.usages()
+        gone = excess(usages, repository_bytes=self._repository_bytes, total_bytes=self._total_bytes)
         for entry in gone:
             await self.delete(entry)
-        await asyncio.to_thread(self._delete_abandoned, _ABANDONED_AFTER_S)
+        await asyncio.to_thread(self._delete_abandoned, usages, _ABANDONED_AFTER_S)
         return gone
 
     async def clear(self, repository: str | None = None) -> list[CacheEntry]:
         """Delete all entries, or those of the repository of that name; return them. A run that reads one isn't disturbed."""
-        gone = [usage.entry for usage in await self.usages() if repository in (None, usage.entry.repository_name)]
+        usages = await self.usages()
+        gone = [usage.entry for usage in usages if repository in (None, usage.entry.repository_name)]
         for entry in gone:
             await self.delete(entry)
         if repository is None:
-            await asyncio.to_thread(self._delete_abandoned, _ABANDONED_AFTER_S)
+            await asyncio.to_thread(self._delete_abandoned, usages, _ABANDONED_AFTER_S)
         return gone
 
     async def delete(self, entry: CacheEntry) -> None:
@@ -277,16 +279,13 @@ class Caches:
         for ending in ("json", "archive"):
             (self._folder / f"{name}.{ending}").unlink(missing_ok=True)
 
-    def _delete_abandoned(self, after_s: float) -> None:
-        """Delete files without a complete entry that nothing has written to for that time."""
-        known = {f"{usage.entry.id}.archive" for usage in self._read_all()}
+    def _delete_abandoned(self, usages: Iterable[CacheUsage], after_s: float) -> None:
+        """Delete files of none of these complete entries that nothing has written to for that time."""
+        known = {f"{usage.entry.id}.{ending}" for usage in usages for ending in ("json", "archive")}
         with contextlib.suppress(FileNotFoundError):
             for path in self._folder.iterdir():
-                if path.name in known or not (_PART.fullmatch(path.name) or self._is_broken(path)):
+                if path.name in known or not (_PART.fullmatch(path.name) or _NAME.fullmatch(path.name)):
                     continue
                 with contextlib.suppress(FileNotFoundError):
                     if time.time() - path.stat().st_mtime > after_s:
                         path.unlink()
-
-    def _is_broken(self, path: Path) -> bool:
-        return _NAME.fullmatch(path.name) is not None and self._read(path) is None
