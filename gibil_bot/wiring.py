@@ -171,18 +171,17 @@ async def store_runtimes(settings: Settings, factory: MachineFactory) -> AsyncIt
             yield label, None, str(error) or "it takes too long"
         else:
             yield label, tree, ""
-    # Builds the base tree that contains them now, instead of when a user waits for a machine.
+    # Links them for machines now, instead of when a user waits for one.
     with contextlib.suppress(GibilError):
         await factory.provider.probe()
 
 
 def open_filling(settings: Settings, factory: MachineFactory, owner: str) -> BackgroundFill | None:
     """Return what stores the runtimes that runs had to install; None if the provider's machines don't share any."""
-    if settings.provider != "local":
-        return None
-    from gibil_bot.providers.local.runtime_fill import BackgroundFill, store_of
+    from gibil_bot.providers.local.runtime_fill import BackgroundFill
 
-    return BackgroundFill(factory, store_of(settings.data_dir), owner, settings.egress)
+    store = open_runtimes(settings)
+    return BackgroundFill(factory, store, owner, settings.egress) if store is not None else None
 
 
 async def store_missing_runtimes(settings: Settings, trees: tuple[str, ...]) -> list[str]:
@@ -199,9 +198,10 @@ async def store_missing_runtimes(settings: Settings, trees: tuple[str, ...]) -> 
 
 def missing_runtimes(settings: Settings, trees: tuple[str, ...]) -> bool:
     """Return whether some of a run's runtimes should be stored; mark the stored ones as used."""
-    from gibil_bot.providers.local.runtime_fill import missing, store_of
+    from gibil_bot.providers.local.runtime_fill import missing
 
-    return settings.provider == "local" and bool(missing(store_of(settings.data_dir), trees))
+    store = open_runtimes(settings)
+    return store is not None and bool(missing(store, trees))
 
 
 def open_runtimes(settings: Settings) -> RuntimeStore | None:

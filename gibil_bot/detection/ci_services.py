@@ -67,7 +67,7 @@ def read(project: Project) -> CIServices:
     nothing = CIServices(env={})
     if not commands:
         return nothing
-    job = next((job for job in ci_files.jobs(project) if f"{job.path}:{job.name}" == commands[-1].job), None)
+    job = next((job for job in ci_files.jobs(project) if job.id == commands[-1].job), None)
     if job is None:
         return nothing
     found = tuple(service for service, _ in zip(_services(job), range(_MOST), strict=False))

@@ -48,7 +48,6 @@ _OTHERS = frozenset(
     )
 )
 """Factors of environments that aren't the usual one for tests."""
-_INNERMOST = re.compile(r"\{([^{}]*)\}")
 
 
 def read(project: Project) -> EnvironmentFacts | None:

@@ -35,7 +35,7 @@ ENTRY_BYTES = 2 * 1024**3
 ENTRY_FILES = 100_000
 ENTRY = re.compile(r"[a-z][a-z-]{0,31}-[0-9][0-9A-Za-z.-]{0,39}", re.ASCII)
 FILLING = "runtime-"
-"""How the names of machines begin that fill the store. They are destroyed if another machine needs their memory."""
+"""Begins the names, and ends the owners, of machines that fill the store. They end if another machine needs their memory."""
 RETRY_S = 3600.0
 """A runtime that couldn't be stored isn't tried again for this time."""
 _NEWEST = 2**32 - 1
