@@ -1,4 +1,4 @@
-"""How the code gets onto a machine: a clone of the pull request at its exact commit, or a bundle of a local checkout."""
+"""How the code gets onto a machine: a clone of the pull request at its exact commit, or a copy of a local checkout."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def _failed(run: Run, problem: _Problem) -> SourceError:
 
 
 class LocalBundle:
-    """Sends one commit with its history over SSH: no remote, no token, no network.
+    """Sends one commit with its history over SSH, so the machine needs no network and gets no token.
 
     `repository`: a repository that we created, such as a LocalRepository's view; `promisor` as in LocalRepository.
     `surroundings`: where submodules and files of Git LFS come from, if a checkout asks for them.

@@ -141,7 +141,7 @@ def branch_script(*, clone_url: str, sha: str, checkout: Checkout = _WHOLE, work
 def bundle_script(
     *, path: str, sha: str, base: str = "", remote: str = "", checkout: Checkout = _WHOLE, workspace: str = WORKSPACE
 ) -> str:
-    """Return a script that checks out `sha` at `workspace` from the git bundle, or bare repository, at `path` on the machine.
+    """Return a script that checks out `sha` at `workspace` from the bare repository, or git bundle, at `path` on the machine.
 
     The machine gets the bundle's tags and remote branches; its `origin/HEAD` names the branch `base`, and `remote` is the URL
     of its `origin`. Submodules are left to `modules_script`. Exit statuses are those of `clone_script`.
