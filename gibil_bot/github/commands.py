@@ -22,9 +22,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice, pairwise
 
+from gibil_bot.humanize import without_hidden
 from gibil_bot.model import Command
 
 PREFIX = "/gibil"
@@ -35,20 +37,28 @@ POSITIONAL = {"approve": "sha", "cancel": "workflow", "retest": "workflow", "hel
 """The one argument that built-in commands take without a key: `/gibil approve 1a2b3c4` is {"sha": "1a2b3c4"}."""
 
 
-def parse(body: str) -> tuple[Command, ...]:
+def parse(body: str, free_text: Collection[str] = ()) -> tuple[Command, ...]:
     """Return every command of a comment, in order. `/gibil` alone is `help`.
 
-    After ten commands, one more is returned whose `problem` says that the rest wasn't read.
+    `free_text`: the words of commands that take the rest of the comment, up to the next command, as text. After ten commands,
+    one more is returned whose `problem` says that the rest wasn't read.
     """
     found: list[Command] = []
     if PREFIX not in body.lower():
         return ()  # most comments
-    for line in command_lines(body):
+    lines = list(islice(_command_lines(body), MOST_COMMANDS + 1))
+    all_lines = _LINE_END.split(body) if free_text else []
+    for (number, line), (next_number, _) in pairwise([*lines, (len(all_lines), "")]):
+        word = _word(line)
         if len(found) == MOST_COMMANDS:
             problem = f"a comment can have at most {MOST_COMMANDS} commands; this one and later ones were ignored"
-            found.append(Command(word=_command(line).word, problem=problem))
-            break
-        found.append(_command(line))
+            found.append(Command(word=_shown_word(word), problem=problem))
+        elif word.lower() in free_text:
+            first = line[len(PREFIX) :].strip(" \t")[len(word) :]
+            text = "\n".join([first, *_shown_lines(all_lines[number + 1 : next_number])])
+            found.append(Command(word=word.lower(), text=without_hidden(text).strip()))
+        else:
+            found.append(_command(line))
     return tuple(found)
 
 
@@ -69,13 +79,14 @@ class _Fence:
     in_list: bool
 
 
-def command_lines(body: str) -> Iterator[str]:
-    """Yield the lines that start with `/gibil` in plain text, without the HTML comments in them."""
+def _command_lines(body: str) -> Iterator[tuple[int, str]]:
+    """Yield the lines that start with `/gibil` in plain text, without the HTML comments in them, and their numbers from 0."""
     paragraph: list[str] = []
     fence: _Fence | None = None
     closer: str | None = None
     in_list = False
-    for line in _LINE_END.split(body):
+    number = -1
+    for number, line in enumerate(_LINE_END.split(body)):
         text = line.lstrip(" \t")
         indent = _indent(line[: len(line) - len(text)])
         if closer is not None:
@@ -90,7 +101,7 @@ def command_lines(body: str) -> Iterator[str]:
                 continue
             fence, in_list = None, False
         if not text or text.startswith(">"):
-            yield from _commands_of(paragraph)
+            yield from _commands_of(paragraph, number)
             paragraph = []
             in_list = in_list and not text
             continue
@@ -100,7 +111,7 @@ def command_lines(body: str) -> Iterator[str]:
             opened = _FENCE.match(content)
             html = None if opened else _HTML_OPENS.match(content)
             if opened or html:
-                yield from _commands_of(paragraph)
+                yield from _commands_of(paragraph, number)
                 paragraph = []
             if opened:
                 run = opened[1] or opened[2]
@@ -115,7 +126,7 @@ def command_lines(body: str) -> Iterator[str]:
         # Indented code, or the continuation of a paragraph that looks like it. It is part of the paragraph, so that inline code
         # that spans lines is recognized, but never a command.
         paragraph.append(line)
-    yield from _commands_of(paragraph)
+    yield from _commands_of(paragraph, number + 1)
 
 
 def _closes(fence: _Fence, text: str, indent: int) -> bool:
@@ -138,19 +149,20 @@ def _indent(blank: str) -> int:
     return len(blank.expandtabs(4)) if "\t" in blank else len(blank)
 
 
-def _commands_of(paragraph: list[str]) -> Iterator[str]:
+def _commands_of(paragraph: list[str], end: int) -> Iterator[tuple[int, str]]:
+    """Yield the commands of a paragraph, which ends before the line with that number."""
     if not any(_is_command(line) for line in paragraph):
         return
     text = "\n".join(paragraph)
     hidden = _hidden(text)
     starts = [start for start, _ in hidden]
     offset = 0
-    for line in paragraph:
+    for number, line in enumerate(paragraph, start=end - len(paragraph)):
         if _is_command(line):
             at = offset + line.index("/")
             before = bisect_right(starts, at) - 1
             if before < 0 or hidden[before][1] <= at:
-                yield _visible(text, at, offset + len(line), hidden)
+                yield number, _visible(text, at, offset + len(line), hidden)
         offset += len(line) + 1
 
 
@@ -206,6 +218,43 @@ def _visible(text: str, start: int, end: int, hidden: list[tuple[int, int]]) -> 
     return "".join(parts)
 
 
+def _shown_lines(lines: Sequence[str]) -> Iterator[str]:
+    """Yield the lines of free text without quotes, which are other people's words, and without HTML comments, which readers
+    don't see. Code stays as it is.
+    """
+    paragraph: list[str] = []
+    fence: _Fence | None = None
+    is_comment = False
+    for line in lines:
+        text = line.lstrip(" \t")
+        if is_comment:
+            is_comment, line = "-->" not in line, line.partition("-->")[2].strip(" \t")
+            paragraph += [line] if line else []
+        elif fence is not None:
+            fence = None if _closes(fence, text, 0) else fence
+            yield line
+        elif (opened := _FENCE.match(text)) or not text or text.startswith((">", "<!--")):
+            yield from _without_comments(paragraph)
+            paragraph = []
+            if opened:
+                run = opened[1] or opened[2]
+                fence = _Fence(run[0], len(run), False)
+                yield line
+            elif text.startswith("<!--"):
+                is_comment, line = "-->" not in text[4:], text[4:].partition("-->")[2].strip(" \t")
+                paragraph += [line] if line else []
+            elif not text:
+                yield ""
+        else:
+            paragraph.append(line)
+    yield from _without_comments(paragraph)
+
+
+def _without_comments(paragraph: list[str]) -> list[str]:
+    text = "\n".join(paragraph)
+    return [_visible(text, 0, len(text), _hidden(text))] if "<!--" in text else paragraph
+
+
 # --- one line ---------------------------------------------------------------------------------------------------------
 
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
@@ -221,15 +270,22 @@ def _command(line: str) -> Command:
     rest = line[len(PREFIX) :].strip(" \t")
     if not rest:
         return Command(word="help")
-    word = re.split(r"[ \t]", rest, maxsplit=1)[0]
-    shown = "".join(sign for sign in word[:64].lower() if sign.isprintable())
+    word = _word(line)
     try:
         if len(line) > LONGEST_LINE:
             raise _Unreadable(f"the line is longer than {LONGEST_LINE} characters")
         _reject_invisible(rest)
         return Command(word=word.lower(), arguments=_arguments(word.lower(), rest[len(word) :]))
     except _Unreadable as error:
-        return Command(word=shown, problem=str(error))
+        return Command(word=_shown_word(word), problem=str(error))
+
+
+def _word(line: str) -> str:
+    return re.split(r"[ \t]", line[len(PREFIX) :].strip(" \t"), maxsplit=1)[0] or "help"
+
+
+def _shown_word(word: str) -> str:
+    return "".join(sign for sign in word[:64].lower() if sign.isprintable())
 
 
 def _reject_invisible(text: str) -> None:

@@ -34,6 +34,8 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 # `@` mentions, `#1`, `GH-1` and issue addresses link back, `<` opens HTML, and an entity could spell any of them.
 _ACTIVE = re.compile(r"[<@]|#(?=\d)|&(?=[#A-Za-z])|\bGH(?=\\?-)|/(?:issues|pulls?|discussions)/(?=\d)", re.IGNORECASE)
 
+_LINKED = re.compile(r"\](?=[(\[])")
+"""Between the text of a link or an image and its address."""
 _BACKTICKS = re.compile("`+")
 _LONGEST_RUN = 32
 
@@ -72,7 +74,7 @@ def cut(text: str, limit: int, *, separator: str = "\n") -> str:
 
 
 def line(text: str, limit: int = 255) -> str:
-    """Return one line of plain text, for places without Markdown."""
+    """Return one line of plain text, for where Markdown isn't rendered."""
     return cut(" ".join(clean(text).split()), limit, separator=" ")
 
 
@@ -114,14 +116,73 @@ def quoted(markdown: str, limit: int) -> str:
         room = room * 3 // 4
 
 
+_FENCE = re.compile(r" {0,3}(?:(`{3,})([^`]*)|(~{3,})(.*))$")
+_COMMAND = re.compile(r"^((?:[^\S\n]|[>*+.)0-9|:_~-])*/)(?=[A-Za-z])", re.MULTILINE)
+"""Lines that bots read as commands (`/gibil test`, `/approve`), also behind the signs of lists, quotes, tables and emphasis."""
+_ACTIVE_LINK = re.compile(r"\](?=[(\[:])")
+"""Between the text of a link, an image or a link's definition and its address."""
+_DRAWN = frozenset({"mermaid", "math", "geojson", "topojson", "stl"})
+"""Code that GitHub draws: https://docs.github.com/en/get-started/writing-on-github/working-with-advanced-formatting."""
+
+
+def comment(markdown: str, limit: int, *, suggestions: bool = False) -> str:
+    """Return untrusted Markdown of at most `limit` bytes for a comment: closed blocks of code, and text without mentions, links
+    that hide their address, images, tags and commands; empty for blank text.
+
+    Code stays as it is. `suggestions`: blocks that a reader can commit stay, too, unless something was omitted.
+    """
+    text = clean(markdown).strip("\n")
+    room = limit
+    while text.strip():
+        shown = _comment(cut(text, room), suggestions=suggestions and size(text) <= room)
+        if size(shown) <= limit:
+            return shown
+        room = room * 3 // 4
+    return ""
+
+
+def _comment(text: str, *, suggestions: bool) -> str:
+    blocks: list[str] = []
+    lines: list[str] = []
+    fence, word = "", ""
+    for part in [*text.split("\n"), None]:
+        opened = None if part is None or fence else _FENCE.match(part)
+        run = part.strip(" ") if part is not None else fence
+        if fence and run.startswith(fence) and not run.strip(fence[0]):
+            blocks.append(_code_block(lines, word))
+            lines, fence = [], ""
+        elif opened or part is None:
+            blocks.append(_text_of_comment("\n".join(lines)))
+            lines = []
+            if opened:
+                fence, info = (opened[1], opened[2]) if opened[1] else (opened[3], opened[4])
+                word = (re.match(r"[A-Za-z0-9_+#.-]{0,30}", info.strip()) or [""])[0]
+                if word.lower() in _DRAWN or (word.lower() == "suggestion" and not suggestions):
+                    word = "text"
+        else:
+            lines.append(part)
+    return "\n\n".join(filter(None, blocks))
+
+
+def _code_block(lines: Sequence[str], word: str) -> str:
+    code = "\n".join(lines)
+    fence = "`" * max(3, _longest_run(code) + 1)
+    return "\n".join([f"{fence}{word}", *lines, fence])
+
+
+def _text_of_comment(text: str) -> str:
+    shown = _ACTIVE_LINK.sub(lambda match: match[0] + ZERO_WIDTH_SPACE, defuse(text))
+    return _COMMAND.sub(lambda match: match[0] + ZERO_WIDTH_SPACE, shown).strip("\n")
+
+
 def defuse(text: str) -> str:
     """Return the text without mentions, references and tags. The change is invisible when shown, also in code."""
     return _ACTIVE.sub(lambda match: match[0] + ZERO_WIDTH_SPACE, text)
 
 
 def sentence(text: str, limit: int = 1000) -> str:
-    """Return one defused line of Markdown."""
-    return defuse(line(text, limit))
+    """Return one defused line of Markdown, without links and images that have a text: it may quote names from a machine."""
+    return _LINKED.sub(lambda match: match[0] + ZERO_WIDTH_SPACE, defuse(line(text, limit)))
 
 
 def joined(blocks: Sequence[str], limit: int) -> str:

@@ -34,19 +34,28 @@ class _Installation(msgspec.Struct):
     id: _Id
 
 
-class _Repository(msgspec.Struct):
+class NamedRepositoryPayload(msgspec.Struct):
     id: _Id
     full_name: _FullName
     clone_url: _CloneUrl
     default_branch: _Text = "main"
     private: bool = False
 
+    def value(self) -> Repository:
+        return Repository(
+            id=self.id,
+            full_name=self.full_name,
+            clone_url=self.clone_url,
+            default_branch=no_nul(self.default_branch),
+            private=self.private,
+        )
+
 
 class RepositoryPayload(msgspec.Struct, kw_only=True):
     """The common fields of all events that the bot handles."""
 
     action: str = ""
-    repository: _Repository
+    repository: NamedRepositoryPayload
     installation: _Installation
 
 
@@ -164,8 +173,13 @@ class _CheckRun(msgspec.Struct):
     name: str | None = None
 
 
+class _RequestedAction(msgspec.Struct):
+    identifier: str
+
+
 class CheckRunEventPayload(RepositoryPayload):
     check_run: _CheckRun
+    requested_action: _RequestedAction | None = None
     sender: UserPayload | None = None
 
 
@@ -190,14 +204,7 @@ class MergeGroupPayload(RepositoryPayload):
 
 
 def repository(payload: RepositoryPayload) -> Repository:
-    found = payload.repository
-    return Repository(
-        id=found.id,
-        full_name=found.full_name,
-        clone_url=found.clone_url,
-        default_branch=no_nul(found.default_branch),
-        private=found.private,
-    )
+    return payload.repository.value()
 
 
 def person(user: UserPayload | None) -> Person:

@@ -17,6 +17,8 @@ MANIFEST = Path(__file__).parent / "_app.yml"
 """In a checkout, a link to the top-level `app.yml`; in an installed package, the file itself."""
 WEBHOOK_PATH = "/webhook"
 LEVELS = ("none", "read", "write", "admin")
+SUFFICIENT = {"contents": ("read", "workflows with `commit:` are rejected")}
+"""Permission → a lower level with which the bot works, and what doesn't work then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,11 +135,13 @@ def differences(manifest: Manifest, app: RegisteredApp, webhook_url: str = "") -
 
 
 def _permissions(manifest: Manifest, app: RegisteredApp) -> list[Difference]:
-    missing = [
-        f"{name}: {level} (has {app.permissions.get(name, 'none')})"
+    lacking = {
+        name: f"{name}: {level} (has {app.permissions.get(name, 'none')})"
         for name, level in manifest.permissions.items()
         if _level(app.permissions.get(name)) < _level(level)
-    ]
+    }
+    missing = [text for name, text in lacking.items() if not _suffices(name, app.permissions.get(name))]
+    optional = [f"{text}: {SUFFICIENT[name][1]}" for name, text in lacking.items() if text not in missing]
     excess = [
         f"{name}: {level}" for name, level in app.permissions.items() if _level(level) > _level(manifest.permissions.get(name))
     ]
@@ -145,6 +149,10 @@ def _permissions(manifest: Manifest, app: RegisteredApp) -> list[Difference]:
     if missing:
         fix = f"set them at {app.settings_url}/permissions, then accept them at every installation of the App"
         found.append(Difference(topic="App permissions", detail=f"the App lacks {', '.join(missing)}", fix=fix))
+    if optional:
+        fix = f"to allow it, set the permission at {app.settings_url}/permissions, then accept it at every installation"
+        detail = f"the App lacks {', '.join(optional)}"
+        found.append(Difference(topic="App permissions", detail=detail, fix=fix, matters=False))
     if excess:
         fix = f"gibil doesn't use it: remove it at {app.settings_url}/permissions"
         found.append(
@@ -153,6 +161,10 @@ def _permissions(manifest: Manifest, app: RegisteredApp) -> list[Difference]:
             )
         )
     return found
+
+
+def _suffices(name: str, level: str | None) -> bool:
+    return name in SUFFICIENT and _level(level) >= _level(SUFFICIENT[name][0])
 
 
 def _level(name: str | None) -> int:

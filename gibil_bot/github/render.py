@@ -11,8 +11,11 @@ from datetime import datetime
 from urllib.parse import quote
 
 from gibil_bot.github.markdown import clean, code, fenced, joined, line, quoted, sentence, size
+from gibil_bot.github.render_agents import agent_details, agent_lines, agent_title
 from gibil_bot.humanize import count, duration, ordinal
+from gibil_bot.limits import APPLY_PATCH
 from gibil_bot.model import (
+    CheckRunAction,
     CheckRunOutput,
     CheckRunUpdate,
     CommentUpdate,
@@ -24,7 +27,15 @@ from gibil_bot.model import (
     TaskResult,
     TaskStatus,
 )
-from gibil_bot.views import blocked_view, failed_preparation, none_could_run, not_run, quotes_view, timestamp
+from gibil_bot.views import (
+    blocked_view,
+    failed_preparation,
+    none_could_run,
+    not_run,
+    preparation_name,
+    quotes_view,
+    timestamp,
+)
 
 CHECK_PREFIX = "gibil / "
 """Prefix of the names of our check runs, followed by the workflow's name."""
@@ -35,6 +46,9 @@ TABLE_LIMIT = 20_000
 TAIL_LIMIT = 16_000
 SUMMARIES_LIMIT = 24_000
 SUGGESTION_LIMIT = 6_000
+PATCH_LIMIT = 30_000
+"""A larger patch isn't shown: a part of one can't be applied."""
+DROPPED_SHOWN = 10
 QUOTES_SHOWN = 5
 
 _ICONS = {
@@ -55,8 +69,9 @@ _HEADLINES = {
     Conclusion.TIMED_OUT: "⏱️",
     Conclusion.ACTION_REQUIRED: "✋",
 }
+_APPLY = CheckRunAction(label="Apply patch", description="Commit the changes of this run", identifier=APPLY_PATCH)
+_PROGRAMS = {"lint": "linters", "format": "formatters"}
 _DONE = (TaskStatus.SUCCESS, TaskStatus.FAILURE, TaskStatus.SKIPPED, TaskStatus.TIMED_OUT, TaskStatus.CANCELLED)
-_BAD = (TaskStatus.FAILURE, TaskStatus.TIMED_OUT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +91,8 @@ class RunReport:
     conclusion: Conclusion | None = None
     """None: the run continues, unless `run` itself has a conclusion."""
     public_url: str = ""
+    patch: str = ""
+    """The changes of the run, if they are stored as a patch."""
     now: datetime
 
 
@@ -96,6 +113,7 @@ def check_run(report: RunReport) -> Notification:
             completed_at=timestamp(run.finished_at or report.now) if conclusion else None,
             conclusion=conclusion,
             details_url=details_url(report) or None,
+            actions=(_APPLY,) if conclusion is not None and _can_be_applied(run) else (),
         ),
     )
 
@@ -146,13 +164,16 @@ def _conclusion(report: RunReport) -> Conclusion | None:
 
 
 def _output(report: RunReport, conclusion: Conclusion | None) -> CheckRunOutput:
-    text = joined([*_tails(report, TAIL_LIMIT), *_summaries(report)], OUTPUT_LIMIT) if conclusion is not None else ""
+    blocks = [*agent_details(_tasks(report)), *_patch(report), *_tails(report, TAIL_LIMIT), *_summaries(report)]
+    text = joined(blocks, OUTPUT_LIMIT) if conclusion is not None else ""
     return CheckRunOutput(
         title=line(_title(report, conclusion), TITLE_LIMIT) or "Working",
         summary=joined(
             [
                 _headline(report),
                 *_notes(report),
+                *_commits(report),
+                *agent_lines(_tasks(report)),
                 _table(report),
                 *_advice(report, conclusion),
                 _live(report, conclusion),
@@ -172,9 +193,12 @@ def _comment_blocks(report: RunReport, conclusion: Conclusion | None) -> list[st
         f"### {icon} {code(report.run.plan.workflow)}: {title}",
         _headline(report),
         *_notes(report),
+        *_commits(report),
+        *agent_lines(_tasks(report)),
         _table(report),
         *_advice(report, conclusion),
         " ".join(part for part in (_next_steps(report, conclusion), link) if part),
+        *(agent_details(_tasks(report)) if conclusion is not None else ()),
         *_tails(report, TAIL_LIMIT // 2),
         *_summaries(report),
     ]
@@ -186,14 +210,16 @@ def _title(report: RunReport, conclusion: Conclusion | None) -> str:
         return _title_so_far(report)
     tasks = _tasks(report)
     took = f" in {duration((end - run.started_at).total_seconds())}" if (end := run.finished_at) and run.started_at else ""
-    bad = [(name, result) for name, result in tasks if result is not None and result.status in _BAD]
+    bad = [(name, result) for name, result in tasks if result is not None and result.status.has_failed]
     match conclusion:
         case Conclusion.SUCCESS:
             passed = sum(1 for _, result in tasks if result is not None and result.status is TaskStatus.SUCCESS)
-            return f"{count(passed, 'task')} passed{took}"
+            return f"{count(passed, 'task')} passed{took}{_commits_title(run)}{agent_title(tasks)}"
         case Conclusion.CANCELLED:
             reason = run.cancel_reason or "cancelled"
             return reason[:1].upper() + reason[1:]
+        case Conclusion.ACTION_REQUIRED if run.commit is not None:
+            return "The changes were not pushed" + ("; they are a patch" if run.commit.patch else "")
         case Conclusion.ACTION_REQUIRED:
             return "Waiting for approval"
         case Conclusion.NEUTRAL:
@@ -201,11 +227,14 @@ def _title(report: RunReport, conclusion: Conclusion | None) -> str:
             return f"Nothing to do: {line(reasons[0], 200)}" if reasons else "Nothing to do"
         case Conclusion.TIMED_OUT if not bad:
             return f"Ran out of time{took}"
+        case Conclusion.FAILURE if run.commit is not None and run.commit.phase == "rejected":
+            return f"The changes were rejected: {run.commit.message}"
         case Conclusion.FAILURE if not bad:
             return "gibil itself failed, not your code" + (f": {run.note}" if run.note else "")
         case Conclusion.FAILURE | Conclusion.TIMED_OUT:
             name, result = bad[0]
-            if failed_preparation(run.plan, report.results) is not None:
+            if (failed := failed_preparation(run.plan, report.results)) is not None:
+                name = preparation_name(run.plan, failed)
                 act = "timed out" if result is not None and result.status is TaskStatus.TIMED_OUT else "failed"
                 missing = not_run(run.plan, report.results)
                 so = f"; {missing} didn't run" if missing else ""
@@ -245,6 +274,69 @@ def _notes(report: RunReport) -> list[str]:
     notes = [report.run.note] if report.run.note else []
     quoted_notes = [f"> ℹ️ {sentence(note)}" for note in (*notes, *report.run.plan.notes)[:20]]
     return [*quoted_notes, *(f"> ⛔ {code(line, 4000)}" for line in blocked_view(_refusals(report)))]
+
+
+def _can_be_applied(run: Run) -> bool:
+    progress = run.commit
+    return progress is not None and progress.can_be_applied(run.plan) and run.plan.applies is None
+
+
+def _commits_title(run: Run) -> str:
+    progress = run.commit
+    if progress is None or progress.phase != "moved":
+        return ""
+    return f", {count(progress.commits, 'commit')} pushed to {progress.branch}"
+
+
+def _commits(report: RunReport) -> list[str]:
+    """Return what became of the run's changes, and what was left out. The names of files come from the machine."""
+    progress, plan = report.run.commit, report.run.plan.commit
+    if progress is None or plan is None:
+        return []
+    what = f"{count(progress.commits, 'commit')} with {count(progress.files, 'changed file')}"
+    reason = f": {sentence(progress.message.rstrip('.'))}" if progress.message else ""
+    match progress.phase:
+        case "moved":
+            link = f": {url}" if (url := progress.url) else ""
+            blocks = [f"Pushed {what} to {code(progress.branch, 200)}{link}"]
+            blocks += [f"> ℹ️ {sentence(progress.message)}"] if progress.message else []
+        case "patch" if progress.unchecked:
+            blocks = [f"The changes were **not pushed**{reason}. They are stored, but couldn't be checked."]
+            if report.run.plan.applies is not None:
+                blocks.append("**Apply patch** can be pressed again on the check that has the button.")
+            elif not _can_be_applied(report.run):
+                blocks.append("They can't be applied without the run's secrets; run the workflow again.")
+        case "patch" if not progress.patch:
+            blocks = [f"The changes were **not pushed**{reason}. There is no patch of them: they are too large, or were lost."]
+        case "patch" if plan.to == "patch":
+            blocks = [f"The result is a patch: {what}{reason}."]
+        case "patch":
+            blocks = [f"The changes were **not pushed**{reason}. They are a patch: {what}."]
+        case "rejected":
+            problems = [sentence(problem) for problem in progress.message.splitlines()]
+            text = f" {problems[0]}" if len(problems) == 1 else "\n" + "\n".join(f"- {problem}" for problem in problems)
+            blocks = [f"The changes were **rejected**, and nothing was pushed:{text}"]
+        case "unchanged":
+            blocks = ["The tasks changed nothing, so there is no commit."]
+        case _:
+            return []
+    if progress.dropped:
+        shown = ", ".join(code(path, 120) for path in progress.dropped[:DROPPED_SHOWN])
+        more = len(progress.dropped) - DROPPED_SHOWN
+        blocks.append(f"Left out, because `paths` doesn't include them: {shown}{f' and {more} more' if more > 0 else ''}.")
+    if _can_be_applied(report.run):
+        blocks.append("A user with write permission can press **Apply patch** on the check to commit it.")
+    if progress.phase == "patch" and progress.patch and not _patch(report):
+        blocks.append("The patch is too large to be shown here." if report.patch else "The patch can't be read at present.")
+    return blocks
+
+
+def _patch(report: RunReport) -> list[str]:
+    """Return the patch with the command that applies it."""
+    progress = report.run.commit
+    if progress is None or progress.phase != "patch" or not report.patch or size(report.patch) > PATCH_LIMIT:
+        return []
+    return [f"#### Patch\n\nSave it as a file, and apply it with `git am FILE`:\n\n{fenced(report.patch, PATCH_LIMIT + 1000)}"]
 
 
 def _refusals(report: RunReport) -> Refusals:
@@ -298,8 +390,12 @@ def _advice(report: RunReport, conclusion: Conclusion | None) -> list[str]:
     if conclusion not in (Conclusion.FAILURE, Conclusion.TIMED_OUT, Conclusion.NEUTRAL):
         return []
     blocks = []
-    prepared_badly = failed_preparation(plan, report.results) is not None
-    if prepared_badly:
+    failed = failed_preparation(plan, report.results)
+    prepared_badly = failed is not None
+    if failed is not None and plan.tasks[failed.index].kind != "prepare":
+        lacks = preparation_name(plan, failed)
+        blocks.append(f"The **preparation** failed: the checkout lacks {lacks}, so this says nothing about the code.")
+    elif prepared_badly:
         missing = not_run(plan, report.results)
         blocks.append(
             "The **preparation** failed: what the project needs could not be installed."
@@ -310,7 +406,7 @@ def _advice(report: RunReport, conclusion: Conclusion | None) -> list[str]:
         return blocks
     if none_ran and not detected.problem:
         blocks.append(
-            f"A program that the {'linters' if detected.purpose == 'lint' else 'tests'} need doesn't exist on the machine, "
+            f"A program that the {_PROGRAMS.get(detected.purpose, 'tests')} need doesn't exist on the machine, "
             "so this says nothing about the code."
         )
     if detected.problem and not prepared_badly and conclusion is not Conclusion.NEUTRAL:
@@ -332,7 +428,7 @@ def _live(report: RunReport, conclusion: Conclusion | None) -> str:
 
 def _tails(report: RunReport, limit: int) -> list[str]:
     """Return the end of the output of each failed task, as separate blocks with headings."""
-    bad = [(name, result) for name, result in _tasks(report) if result is not None and result.status in _BAD]
+    bad = [(name, result) for name, result in _tasks(report) if result is not None and result.status.has_failed]
     share = max(1000, limit * 2 // max(len(bad), 2))
     blocks = []
     for name, result in bad:

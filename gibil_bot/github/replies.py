@@ -101,6 +101,43 @@ def rate_limited(login: str, per_hour: int, wait_s: float) -> str:
     )
 
 
+def loop_stopped(workflow: str, per_hour: int) -> str:
+    """Commits of Apps started a workflow too often. Sent once an hour."""
+    return (
+        f"The workflow {code(workflow)} wasn't started: commits of Apps have started it {count(per_hour, 'time')} on this pull "
+        f"request within an hour. If the changes are finished, comment {code(f'/gibil retest {workflow}', 200)}; otherwise "
+        "check whether two Apps keep changing the same files."
+    )
+
+
+def no_patch(workflow: str) -> str:
+    """The button was pressed, but there is nothing to apply."""
+    again = code(f"/gibil retest {workflow}", 200)
+    return f"There is no patch of {code(workflow)} to apply any more; comment {again} for a new one."
+
+
+def patch_applied(workflow: str, branch: str, sha: str) -> str:
+    """The button was pressed again."""
+    return f"The patch of {code(workflow)} was applied already: commit {code(sha[:7])} on {code(branch, 200)}."
+
+
+def patch_outdated(workflow: str, base: str, head: str) -> str:
+    """The button was pressed, and the branch has other commits than those that the patch is for."""
+    return (
+        f"The patch of {code(workflow)} is for commit {code(base[:7])}, and the branch is at {code(head[:7])} now: comment "
+        f"{code(f'/gibil retest {workflow}', 200)} for a new one, or apply the patch with `git am`."
+    )
+
+
+def may_not_commit(repository: str) -> str:
+    """The App may not write contents."""
+    owner = code(repository.partition("/")[0])
+    return (
+        f"The App may only read contents here: an owner of {owner} has to accept its permission `contents: write` at the "
+        "installation."
+    )
+
+
 def untrusted_refused(because: str, provider: str) -> str:
     """The operator doesn't allow untrusted code on these machines. `because` is a clause of trust_replies."""
     return (

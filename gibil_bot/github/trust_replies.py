@@ -38,6 +38,10 @@ def pusher_unknown(branch: str) -> str:
     return f"it is unknown who pushed it to the branch {code(branch)}"
 
 
+def agent_wrote() -> str:
+    return "an agent wrote its newest commits, which counts as read once a user with write permission pushes a commit on top"
+
+
 def pusher_cannot_write(pusher: Person, pushed_to: str) -> str:
     return f"{_account(pusher)} pushed to {code(pushed_to)} {_without(pusher)}"
 

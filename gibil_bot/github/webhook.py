@@ -30,7 +30,17 @@ from gibil_bot.github.payloads import (
     person,
     repository,
 )
-from gibil_bot.model import BranchPushed, CommentCreated, Event, Ignored, MergeGroupChecked, PullRequestChanged, RerunRequested
+from gibil_bot.limits import APPLY_PATCH
+from gibil_bot.model import (
+    BranchPushed,
+    CommentCreated,
+    Event,
+    Ignored,
+    MergeGroupChecked,
+    PatchRequested,
+    PullRequestChanged,
+    RerunRequested,
+)
 
 EVENTS = (
     "check_run",
@@ -153,12 +163,21 @@ def _pull_request(event: str, payload: bytes) -> Event:
 
 
 def _check_run(event: str, payload: bytes) -> Event:
-    found = _if_action(event, payload, ("rerequested",), CheckRunEventPayload)
+    found = _if_action(event, payload, ("rerequested", "requested_action"), CheckRunEventPayload)
     if isinstance(found, Ignored):
         return found
     if not found.check_run.external_id:
         return Ignored(reason="a check run of another App: it has no external_id")
     check_run = found.check_run
+    if found.action == "requested_action":
+        if found.requested_action is None or found.requested_action.identifier != APPLY_PATCH:
+            return Ignored(reason="an unknown button on a check run")
+        return PatchRequested(
+            installation_id=found.installation.id,
+            repository=repository(found),
+            run_id=no_nul(found.check_run.external_id),
+            sender=person(found.sender),
+        )
     return _rerun(found, check_run.head_sha, check_run.external_id, found.sender, check_name=no_nul(check_run.name or ""))
 
 

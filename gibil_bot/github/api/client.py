@@ -13,11 +13,13 @@ import msgspec
 
 from gibil_bot.errors import GitHubError
 from gibil_bot.github.api.app_settings import read_app
+from gibil_bot.github.api.git_data import GitDataClient
 from gibil_bot.github.api.http import Answer, Request, Unanswered, mint_request
 from gibil_bot.github.api.publisher import Publisher
+from gibil_bot.github.api.pull_request_contents import PullRequestContents
 from gibil_bot.github.api.session import Session
 from gibil_bot.github.api.workflow_files import WorkflowFiles
-from gibil_bot.github.payloads import PullRequestPayload, UserPayload, person, utc
+from gibil_bot.github.payloads import NamedRepositoryPayload, PullRequestPayload, UserPayload, person, utc
 from gibil_bot.github.registration import RegisteredApp
 from gibil_bot.model import BranchPush, DueNotification, PullRequest, Repository
 
@@ -62,6 +64,10 @@ class _CheckRuns(msgspec.Struct):
     check_runs: list[_CheckRun]
 
 
+class _Installation(msgspec.Struct):
+    id: int
+
+
 class _App(msgspec.Struct):
     slug: str
     id: int | None = None
@@ -102,6 +108,33 @@ class GitHubClient:
         found = answer.read(_Permission).permission
         # An unknown permission counts as none.
         return found if found in ("admin", "write", "read") else "none"
+
+    async def repository(self, full_name: str) -> tuple[int, Repository] | None:
+        """https://docs.github.com/en/rest/apps/apps#get-a-repository-installation-for-the-authenticated-app
+        https://docs.github.com/en/rest/repos/repos#get-a-repository
+        """
+        parameters = {"repository": full_name}
+        answer = await self._session.ask(
+            Request(
+                method="GET",
+                route="/repos/{repository}/installation",
+                path_parameters=parameters,
+                answers=frozenset({301, 404}),
+            )
+        )
+        if answer.status != 200:
+            return None
+        installation_id = answer.read(_Installation).id
+        answer = await self._session.ask(
+            Request(
+                method="GET",
+                route="/repos/{repository}",
+                path_parameters=parameters,
+                installation_id=installation_id,
+                answers=frozenset({301, 404}),
+            )
+        )
+        return (installation_id, answer.read(NamedRepositoryPayload).value()) if answer.status == 200 else None
 
     async def pull_request(self, installation_id: int, repository: str, number: int) -> PullRequest:
         """https://docs.github.com/en/rest/pulls/pulls#get-a-pull-request"""
@@ -286,6 +319,14 @@ class GitHubClient:
             return await read_app(self._session)
         except GitHubError as error:
             raise await self._explained(error) from None
+
+    def git_data(self, installation_id: int) -> GitDataClient:
+        """Return the client that writes commits with the rights of that installation."""
+        return GitDataClient(self._session, installation_id)
+
+    def pull_request_contents(self, installation_id: int) -> PullRequestContents:
+        """Return the client that reads what an agent gets to see, with the rights of that installation."""
+        return PullRequestContents(self._session, installation_id)
 
     async def close(self) -> None:
         await self._session.close()

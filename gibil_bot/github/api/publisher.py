@@ -13,13 +13,14 @@ import msgspec
 from gibil_bot.errors import GitHubError
 from gibil_bot.github.api.http import Answer, Request
 from gibil_bot.github.api.session import RETRY_AFTER_S, Session
-from gibil_bot.model import CheckRunUpdate, CommentUpdate, DueNotification, ReactionUpdate
+from gibil_bot.model import CheckRunUpdate, CommentUpdate, DueNotification, ReactionUpdate, ReviewComment, ReviewUpdate
 from gibil_bot.retry import RetryPolicy
 
 MOST_PAGES = 10
 _REPEATED_FAILURES = RetryPolicy(attempts=None, first_wait_s=RETRY_AFTER_S, longest_wait_s=300.0, jitter=(1.0, 1.0))
 """A notification that keeps failing is retried less and less often."""
 _GONE = frozenset({404, 410})
+_INVALID = frozenset({422})
 _LAST_PAGE = re.compile(r'[?&]page=(\d{1,6})[^>]*>; rel="last"')
 
 
@@ -51,6 +52,12 @@ class _Comment(msgspec.Struct):
     performed_via_github_app: _Via | None = None
 
 
+class _Review(msgspec.Struct):
+    id: int
+    body: str | None = None
+    user: _User | None = None
+
+
 class Publisher:
     """ports.Publisher over a session. `slug` returns the App's own name."""
 
@@ -68,6 +75,8 @@ class Publisher:
                     return await self._comment(due, update)
                 case ReactionUpdate() as update:
                     return await self._reaction(due, update)
+                case ReviewUpdate() as update:
+                    return await self._review(due, update)
         except GitHubError as error:
             if error.retry_after_s == RETRY_AFTER_S:
                 error.retry_after_s = _REPEATED_FAILURES.wait_s(due.failures + 1)
@@ -198,6 +207,58 @@ class Publisher:
         )
         return answer.read(_Created).id
 
+    # --- reviews: https://docs.github.com/en/rest/pulls/reviews
+
+    async def _review(self, due: DueNotification, update: ReviewUpdate) -> int:
+        if due.remote_id is not None:
+            return due.remote_id
+        if due.attempts > 0 and (found := await self._find_review(due, update)) is not None:
+            return found
+        # Without an event it would be pending, which only its author sees.
+        body: dict[str, object] = {"event": "COMMENT", "body": update.without_lines}
+        if update.comments:
+            lines = {"commit_id": update.commit_sha, "body": update.body, "comments": [*map(_comment_on, update.comments)]}
+            answer = await self._create_review(due, update, body | lines, answers=_INVALID)
+            if answer.status < 400:
+                return answer.read(_Created).id
+            # GitHub creates all comments or none, and doesn't say which line isn't part of the diff, or that the commit
+            # isn't part of the pull request any more.
+        return (await self._create_review(due, update, body)).read(_Created).id
+
+    async def _create_review(
+        self, due: DueNotification, update: ReviewUpdate, body: dict[str, object], answers: frozenset[int] = frozenset()
+    ) -> Answer:
+        return await self._write(
+            due,
+            "POST",
+            "/repos/{repository}/pulls/{number}/reviews",
+            number=update.number,
+            body=body,
+            is_comment=True,
+            answers=answers,
+        )
+
+    async def _find_review(self, due: DueNotification, update: ReviewUpdate) -> int | None:
+        """Search the reviews of the App itself: any user can write a marker."""
+        login = f"{await self._slug()}[bot]"
+        for page in range(1, MOST_PAGES + 1):
+            answer = await self._session.ask(
+                Request(
+                    method="GET",
+                    route="/repos/{repository}/pulls/{number}/reviews",
+                    path_parameters={"repository": due.notification.repository, "number": update.number},
+                    installation_id=due.notification.installation_id,
+                    query={"per_page": 100, "page": page},
+                )
+            )
+            found = answer.read(list[_Review])
+            for review in found:
+                if (review.body or "").startswith(update.marker) and review.user is not None and review.user.login == login:
+                    return review.id
+            if len(found) < 100:
+                return None
+        return None
+
     async def _write(
         self,
         due: DueNotification,
@@ -226,3 +287,8 @@ class Publisher:
                 repeatable=repeatable,
             )
         )
+
+
+def _comment_on(comment: ReviewComment) -> dict[str, object]:
+    several = {} if comment.start_line is None else {"start_line": comment.start_line, "start_side": comment.side}
+    return {"path": comment.path, "line": comment.line, "side": comment.side, "body": comment.body, **several}

@@ -60,6 +60,8 @@ class Spacing:
     def __init__(self, *, burst: int, per_s: float) -> None:
         self._quiet_s = (burst - 1) / per_s
         self._step_s = 1.0 / per_s
+        self.bots = 1
+        """How many bots share the limits. Each one takes its part of the rate and of the burst."""
         self._full_at: dict[int, float] = {}
 
     def delay_s(self, key: int, now_s: float, leave: int = 0) -> float:
@@ -68,4 +70,4 @@ class Spacing:
 
     def take(self, key: int, now_s: float) -> None:
         """Reserve the next slot. https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm"""
-        self._full_at[key] = max(self._full_at.get(key, now_s), now_s) + self._step_s
+        self._full_at[key] = max(self._full_at.get(key, now_s), now_s) + self._step_s * self.bots

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -44,12 +44,15 @@ TOKEN_LIFE_S = 3000.0
 class _Token:
     value: str = field(repr=False)
     good_until: float
-    """On the monotonic clock."""
+    """On the monotonic clock, as `minted_at`."""
+    minted_at: float = 0.0
+    permissions: Mapping[str, str] = field(default_factory=dict)
 
 
 class _TokenAnswer(msgspec.Struct):
     token: str
     expires_at: datetime | None = None
+    permissions: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class Session:
@@ -91,6 +94,11 @@ class Session:
         # Separate limits, so that progress or comments alone never use up the whole rate.
         self._progress = Spacing(burst=40, per_s=1.5)
         self._comments = Spacing(burst=20, per_s=1.0)
+
+    def share_limits(self, bots: int) -> None:
+        """Note how many bots use the App at present: GitHub counts their writes together."""
+        for spacing in (self._writes, self._progress, self._comments):
+            spacing.bots = max(1, bots)
 
     async def ask(self, request: Request) -> Answer:
         """Return the answer if its status is below 400 or one that the request expects. Raises GitHubError."""
@@ -137,6 +145,21 @@ class Session:
     async def ask_with(self, token: str, request: Request) -> Answer:
         """Send the request once, with that token, and return the answer with any status. Raises Unanswered."""
         return await self._send(request, request.path, f"token {token}")
+
+    async def permissions(self, installation_id: int, *, within_s: float = TOKEN_LIFE_S) -> Mapping[str, str]:
+        """Return the permissions that the installation's owner has accepted, as of at most `within_s` seconds ago.
+
+        https://docs.github.com/en/rest/apps/apps#create-an-installation-access-token-for-an-app
+        """
+        token = self._tokens.get(installation_id)
+        if token is not None and self.monotonic() - token.minted_at > within_s:
+            self._forget(installation_id, f"token {token.value}")
+        await self._authorization(installation_id)
+        return self._tokens[installation_id].permissions
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, by the session's clock."""
+        await self._sleep(seconds)
 
     async def clock_skew_s(self) -> float | None:
         """Return the seconds by which our clock is ahead of GitHub's; None if the answer has no date."""
@@ -260,7 +283,7 @@ class Session:
         if found.expires_at is not None and found.expires_at.tzinfo is not None:
             # Both times are GitHub's, so our clock doesn't matter.
             life_s = found.expires_at.timestamp() - server_time_s(answer.headers, self._now().timestamp())
-        return _Token(found.token, asked_at + life_s - TOKEN_MARGIN_S)
+        return _Token(found.token, asked_at + life_s - TOKEN_MARGIN_S, asked_at, found.permissions)
 
     def _forget(self, installation_id: int, authorization: str) -> None:
         """Drop the token, unless another task has minted a newer one."""
