@@ -18,7 +18,7 @@ from collections.abc import Mapping
 
 from gibil_bot.commits.identity import Identity
 from gibil_bot.limits import ENVIRONMENT_VALUE_BYTES
-from gibil_bot.machines.remote_layout import ENV_PREFIX, ENVIRONMENT, READY, STATE, TASKS_DONE, TASKS_FAILED, identity_line
+from gibil_bot.machines.remote_layout import ENV_PREFIX, READY, STATE, TASKS_DONE, TASKS_FAILED, identity_line
 from gibil_bot.machines.source import CodeSource
 from gibil_bot.planning import expressions
 from gibil_bot.planning.expressions import (
@@ -37,7 +37,8 @@ from gibil_bot.planning.services import services_script
 from gibil_bot.planning.workflow import Task
 from gibil_bot.runs.returned_files import REASON_BYTES
 from gibil_bot.scripts import clone
-from gibil_bot.scripts.commands import SHELLS, kill_by_environment, with_terminal
+from gibil_bot.scripts.commands import ENVIRONMENT, SHELLS, kill_by_environment, with_terminal
+from gibil_bot.scripts.outbox import outbox_line
 from gibil_bot.scripts.task_script import MAX_ENV_ENTRIES, MAX_FOLDERS, set_up_script, terminal_type
 from gibil_bot.scripts.templates import script, text
 
@@ -79,7 +80,7 @@ def provision_script(source: CodeSource, variables: tuple[str, ...] = (), author
     if source.branch is not None:
         parts += [f"gibil_branch={shlex.quote(source.branch)}\n", text("provision_branch")]
     if source.remote_url is not None:
-        parts += [f"gibil_remote={shlex.quote(source.remote_url)}\n", _WITH_REMOTE]
+        parts += [f"gibil_remote={shlex.quote(source.remote_url)}\n", _WITH_REMOTE, outbox_line(clone.WORKSPACE, source.sha)]
     tasks: tuple[Task, ...] = ()
     if file is not None:
         tasks = file.tasks

@@ -10,6 +10,8 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from gibil_bot.scripts.commands import ENVIRONMENT
+
 if TYPE_CHECKING:
     from gibil_bot.commits.identity import Identity
 
@@ -23,8 +25,6 @@ TASKS_DONE = "/root/.gibil-tasks-done"
 TASKS_FAILED = "/root/.gibil-tasks-failed"
 STATE = "/root/.gibil/provision"
 """Result of each part of the provisioning; see provision_script.py."""
-ENVIRONMENT = "/run/gibil/env"
-LOAD_ENVIRONMENT = f"if [ -r {ENVIRONMENT} ]; then . {ENVIRONMENT}; fi"
 ENV_PREFIX = "gibil_given_"
 """Prefix of the user's `--env` variables on their way: without it, one could change how our scripts run (PATH, IFS)."""
 
@@ -50,6 +50,14 @@ def from_code(path: str) -> str:
 def bare_script(names: tuple[str, ...] = (), author: Identity | None = None) -> str:
     """Return POSIX sh for a machine without code: it stores the environment, and marks the machine as ready."""
     return f"mkdir -p /root/.gibil\n{identity_line(author)}{save_env_script(names)}: >{STATE} && : >{READY} && : >{TASKS_DONE}"
+
+
+def clear_records_script() -> str:
+    """Return POSIX sh that deletes what the machine of a template recorded about its own provisioning and jobs."""
+    return (
+        f"rm -rf /root/.gibil/jobs /root/.gibil/files /root/.gibil/outbox.git {PROJECT}/.git/gibil-commit "
+        f"{READY} {TASKS_DONE} {TASKS_FAILED} {STATE}\n"
+    )
 
 
 def identity_line(author: Identity | None) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from gibil_bot.caps import NO_CAPS, Caps, capped, check_server_type
 from gibil_bot.config import Settings
+from gibil_bot.errors import UsageError
 from gibil_bot.humanize import duration_setting
 from gibil_bot.machines import validation
 from gibil_bot.model import MachinePlan, MachineResources
@@ -25,9 +27,21 @@ class CreateRequest:
     server_type: str | None = None
     location: str | None = None
     image: str | None = None
+    template: str | None = None
+    """The name of a template whose disk the machine starts with."""
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     made_by: str = "gibil create"
     """The command or program that creates the machine; a label of the machine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """The disk that a machine starts with. `kind`: `plain`; `template`; `fork`, which has everything of another machine."""
+
+    kind: Literal["plain", "template", "fork"] = "plain"
+    layer: str | None = None
+    environment: bytes = field(default=b"", repr=False)
+    """The file with the environment of the forked machine's commands."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +54,16 @@ class ResolvedRequest:
     env: Mapping[str, str] = field(repr=False)
     notes: tuple[str, ...] = ()
     """Messages for people about values that differ from the request."""
+    start: Start = field(default_factory=Start)
 
 
 def check(request: CreateRequest, settings: Settings, caps: Caps = NO_CAPS) -> None:
     """Check everything that doesn't depend on the repository. Raises UsageError."""
     validation.check(name=request.name, ttl=request.ttl, size=request.size, max_ttl_s=settings.max_ttl_s)
+    if request.template is not None:
+        validation.check_template(request.template)
+        if request.image is not None:
+            raise UsageError("a machine starts from a template or from an image: leave out --template or --image")
     check_server_type(request.server_type, caps)
     validation.check_environment(dict(request.env))
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Literal, TypeAlias
 
+from gibil_bot.cancellation import uncancelled
 from gibil_bot.config import Settings, load_settings
 from gibil_bot.errors import GibilError, UsageError
 from gibil_bot.machines.request import CreateRequest
@@ -35,8 +35,7 @@ class Creation:
     def __init__(
         self, request: CreateRequest, wait: Wait | None, machines: MachineService | None, settings: Settings | None
     ) -> None:
-        if wait not in (None, "ready", "tasks"):
-            raise UsageError(f"wait={wait!r} is not allowed; write 'ready', 'tasks' or None")
+        check_wait(wait)
         self._request = request
         self._wait = wait
         self._service = machines
@@ -52,7 +51,7 @@ class Creation:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         assert self._session is not None
-        await asyncio.shield(asyncio.ensure_future(self._destroy(self._session)))
+        await uncancelled(self._destroy(self._session))
 
     async def _create(self) -> MachineSession:
         machines = self._service
@@ -61,15 +60,12 @@ class Creation:
         try:
             session = await machines.create(self._request)
         except BaseException:
-            await asyncio.shield(asyncio.ensure_future(self._stack.aclose()))
+            await uncancelled(self._stack.aclose())
             raise
         try:
-            if self._wait == "tasks":
-                await session.wait_tasks()
-            if self._wait is not None and not await session.wait_ready():
-                raise GibilError(await _why_not_ready(session), code="PROVISION")
+            await wait_for(session, self._wait)
         except BaseException:
-            await asyncio.shield(asyncio.ensure_future(self._destroy(session)))
+            await uncancelled(self._destroy(session))
             raise
         return session
 
@@ -83,8 +79,37 @@ class Creation:
                 await self._stack.aclose()
 
 
-def _text(repo: str | os.PathLike[str] | None) -> str | None:
-    return None if repo is None else os.fspath(repo)
+def request_of(
+    name: str | None,
+    repo: str | os.PathLike[str] | None,
+    branch: str | None,
+    ttl: Duration | None,
+    size: str | None,
+    server_type: str | None,
+    location: str | None,
+    image: str | None,
+    template: str | None,
+    env: Mapping[str, str] | None,
+) -> CreateRequest:
+    """Return the request of a program, from the arguments of `create`."""
+    return CreateRequest(
+        name=name, repo=None if repo is None else os.fspath(repo), branch=branch, ttl=ttl, size=size,
+        server_type=server_type, location=location, image=image, template=template, env=dict(env or {}), made_by="sdk",
+    )  # fmt: skip
+
+
+def check_wait(wait: object) -> None:
+    """Raise UsageError for a value that isn't a `Wait` or None."""
+    if wait not in (None, "ready", "tasks"):
+        raise UsageError(f"wait={wait!r} is not allowed; write 'ready', 'tasks' or None")
+
+
+async def wait_for(session: MachineSession, wait: Wait | None) -> None:
+    """Wait until the code is set up, or until its tasks have ended. Raises GibilError with the code PROVISION."""
+    if wait == "tasks":
+        await session.wait_tasks()
+    if wait is not None and not await session.wait_ready():
+        raise GibilError(await _why_not_ready(session), code="PROVISION")
 
 
 async def _why_not_ready(session: MachineSession) -> str:
@@ -119,10 +144,7 @@ class Connected:
         wait: Wait | None = "ready",
     ) -> Creation:
         """See `machines.create`."""
-        request = CreateRequest(
-            name=name, repo=_text(repo), branch=branch, ttl=ttl, size=size, server_type=server_type, location=location,
-            image=image, env=dict(env or {}), made_by="sdk",
-        )  # fmt: skip
+        request = request_of(name, repo, branch, ttl, size, server_type, location, image, None, env)
         return Creation(request, wait, self._machines, None)
 
     async def open(self, name: str) -> MachineSession:
@@ -170,10 +192,7 @@ def create(
     `wait`: "ready": the block begins when the code is cloned and set up; "tasks": when the tasks of `.gibil.yml` have ended
     (`await m.tasks()` returns their results); None: when the machine answers, and `await m.wait_ready()` waits for the rest.
     """
-    request = CreateRequest(
-        name=name, repo=_text(repo), branch=branch, ttl=ttl, size=size, server_type=server_type, location=location,
-        image=image, env=dict(env or {}), made_by="sdk",
-    )  # fmt: skip
+    request = request_of(name, repo, branch, ttl, size, server_type, location, image, None, env)
     return Creation(request, wait, None, settings_for(settings or load_settings(), provider))
 
 
@@ -187,4 +206,4 @@ async def open_machine(
         try:
             yield session
         finally:
-            await asyncio.shield(asyncio.ensure_future(session.close()))
+            await uncancelled(session.close())

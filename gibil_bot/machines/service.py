@@ -8,18 +8,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+import secrets
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from gibil_bot.cancellation import uncancelled
 from gibil_bot.config import Settings
 from gibil_bot.errors import ConfigurationError, GibilError, MachineLost, UsageError
-from gibil_bot.machines import creation_journal, validation
+from gibil_bot.machines import creation_journal, templates, validation
 from gibil_bot.machines.creation_journal import CreationRecord
-from gibil_bot.machines.provisioning import OnPhase, start_provisioning
+from gibil_bot.machines.provisioning import OnPhase, read_environment, restore_environment, start_provisioning
 from gibil_bot.machines.recovery import RecoveryReport, recover
 from gibil_bot.machines.session import MachineSession, extend_machine, not_found
-from gibil_bot.model import Machine, MachineResources
+from gibil_bot.model import Machine, MachineResources, Template
+from gibil_bot.ports import Forking
 from gibil_bot.providers.lifecycle import CREATION, MachineFactory
 from gibil_bot.providers.optional import notices
 from gibil_bot.wiring import PROVIDERS, machine_caps, open_factory, prepare_to_connect, service_capabilities
@@ -27,6 +30,8 @@ from gibil_bot.wiring import PROVIDERS, machine_caps, open_factory, prepare_to_c
 if TYPE_CHECKING:
     from gibil_bot.machines.request import CreateRequest, ResolvedRequest
     from gibil_bot.machines.source import CodeSource
+
+T = TypeVar("T")
 
 log = logging.getLogger("gibil.machines")
 
@@ -120,20 +125,109 @@ class MachineService:
                 defaults = source.file.machine if source is not None and source.file is not None else MachineResources()
                 resolved = requests.resolve(request, defaults, self.settings, caps)
                 labels = self._labels(request, source)
+                if request.template is not None:
+                    template = await templates.find(self.factory.provider, request.template)
+                    resolved = templates.on_template(resolved, template)
+                    labels |= {"template": template.name, **(template.labels if source is None else {})}
                 if count is None:
                     names = [resolved.name]
                 else:
                     names = validation.fleet_names(resolved.name, count)
                     labels["fleet"] = resolved.name
                 records = await self._begin(names, resolved.ttl_s, request.made_by)
-                machines = await self._create_all(records, resolved, source, labels, on_phase)
-                for session in machines:  # only a complete fleet is ready
-                    self._unreported[session.name].mark_ready()
-                return machines, resolved.notes
+                return await self._create_ready(records, resolved, source, labels, on_phase), resolved.notes
         finally:
             if not preparing.done():  # a created machine must be returned, so no cancellation may come in between
                 await asyncio.wait({preparing})
             preparing.result()
+
+    async def fork(
+        self,
+        name: str,
+        new: str | None = None,
+        count: int | None = None,
+        *,
+        ttl: validation.Duration | None = None,
+        stop: bool = False,
+        made_by: str = "gibil fork",
+    ) -> list[MachineSession]:
+        """Create machines with a copy of the machine's disk: one, or the fleet `NEW-1` … of `count`. It goes on itself.
+
+        Processes and what is in memory aren't copied. No process may run on the machine, unless `stop` ends them. Call
+        `mark_reported` as after `create_several`. Raises MachineNotFound, and UsageError, with the code MACHINE_BUSY if
+        processes run.
+        """
+        new = validation.check_name(new) if new is not None else validation.name_of_fork(name)
+        names = [new] if count is None else validation.fleet_names(new, count)
+        ttl_s = validation.DEFAULT_TTL_S if ttl is None else validation.ttl_seconds(ttl, self.settings.max_ttl_s)
+        machine = await self.get(name)
+        forking = templates.forking(self.factory.provider, machine)
+        await self._forget_creation(machine)
+        environment = await self._environment_of(name)
+        resolved = await templates.like(self.factory.provider, machine, new, min(ttl_s, self.settings.max_ttl_s))
+        records = await self._begin(names, ttl_s, made_by)
+        try:
+            layer = await self._restoring(forking.fork_layer(name, secrets.token_hex(16), stop=stop), name, environment)
+        except BaseException:
+            for record in records:
+                record.mark_failed()
+            raise
+        from gibil_bot.machines.request import Start
+
+        start = Start(kind="fork", layer=layer.id, environment=environment)
+        labels = {"owner": self._owner, "made-by": made_by, "forked-from": name, **layer.labels}
+        if count is not None:
+            labels["fleet"] = new
+        return await self._create_ready(records, replace(resolved, start=start), None, labels)
+
+    async def _environment_of(self, name: str) -> bytes:
+        session = await self.open(name)
+        try:
+            return await read_environment(session.shell)
+        finally:
+            await session.close()
+
+    async def _restoring(self, copying: Coroutine[Any, Any, T], name: str, environment: bytes) -> T:
+        """Copy a disk by starting the machine again, whose environment is in memory. Cancelling doesn't stop it halfway."""
+
+        async def copy_and_restore() -> T:
+            copied = await copying
+            if environment:
+                session = await self.open(name)
+                try:
+                    await restore_environment(session.shell, environment)
+                finally:
+                    await session.close()
+            return copied
+
+        return await uncancelled(copy_and_restore())
+
+    async def save_template(self, name: str, template: str, *, stop: bool = False) -> Template:
+        """Keep a copy of the machine's disk as a template; the machine goes on. Raises as `fork`."""
+        validation.check_template(template)
+        machine = await self.get(name)
+        templating = templates.templating(self.factory.provider)
+        templates.check_copy(machine)
+        await self._forget_creation(machine)
+        environment = await self._environment_of(name)
+        copying = templating.save_template(name, template, stop=stop)
+        if isinstance(templating, Forking):
+            return await self._restoring(copying, name, environment)
+        return await copying
+
+    async def _create_ready(
+        self,
+        records: Sequence[CreationRecord],
+        request: ResolvedRequest,
+        source: CodeSource | None,
+        labels: dict[str, str],
+        on_phase: OnPhase = lambda name, phase, seconds: None,
+    ) -> list[MachineSession]:
+        """Create all machines or none, and mark their records: only a complete fleet is ready."""
+        machines = await self._create_all(records, request, source, labels, on_phase)
+        for session in machines:
+            self._unreported[session.name].mark_ready()
+        return machines
 
     async def _begin(self, names: Sequence[str], ttl_s: int, made_by: str) -> list[CreationRecord]:
         """Write a record for each creation and check the limit of machines. Raises UsageError.
@@ -238,6 +332,7 @@ class MachineService:
                 egress_allow=(*self.settings.egress, *address_of(source.clone_url if source and source.clone_url else "")),
                 on_phase=lambda phase, seconds: on_phase(name, phase, seconds),
                 fresh=True,
+                layer=request.start.layer,
             )
         except BaseException:
             if author_task is not None:

@@ -17,7 +17,6 @@ from gibil_bot.machines import validation
 from gibil_bot.machines.reconnect import Report, answers, reconnect
 from gibil_bot.machines.remote_layout import (
     JOB_ID,
-    LOAD_ENVIRONMENT,
     READY,
     STATE,
     TASKS_DONE,
@@ -30,7 +29,7 @@ from gibil_bot.model import Exit, Job, Machine
 from gibil_bot.ports import Provider, Shell
 from gibil_bot.providers.lifecycle import MachineFactory
 from gibil_bot.providers.optional import refusals
-from gibil_bot.scripts.commands import LEADER
+from gibil_bot.scripts.commands import LEADER, LOAD_ENVIRONMENT, enter_home
 from gibil_bot.ssh.answers import exit_status, printable
 from gibil_bot.ssh.answers import number as whole_number
 from gibil_bot.ssh.jobs import JOBS_BYTES, JobEntry, list_jobs_command, print_job, read_jobs
@@ -43,6 +42,8 @@ TIMED_OUT = 124
 
 OnOutput = Callable[[str, bytes], None]
 """Called with "stdout" or "stderr", and the bytes as they arrive."""
+PacedOutput = Callable[[str, bytes], Awaitable[None] | None]
+"""The same; if it returns an awaitable, more output is read only after that."""
 
 MAX_OUTPUT_BYTES = 64 * 1024 * 1024
 """How much output of a command is stored in memory, unless the caller chooses another limit."""
@@ -81,6 +82,8 @@ class MachineSession:
         self._shell = shell
         self._max_ttl_s = max_ttl_s
         self.machine = machine
+        self.may_be_extended = False
+        """Other processes may extend the machine while this session is open, so waits end with its longest time to live."""
         self.on_connection: Report = lambda message: None
         """Called when the connection has been lost for more than a moment, and when it is restored."""
 
@@ -106,7 +109,7 @@ class MachineSession:
         *,
         timeout_s: float | None = None,
         env: Mapping[str, str] | None = None,
-        on_output: OnOutput | None = None,
+        on_output: PacedOutput | None = None,
         keep_output: bool = True,
         most_bytes: int = MAX_OUTPUT_BYTES,
         tag: str | None = None,
@@ -127,7 +130,7 @@ class MachineSession:
         variables = validation.check_environment(dict(env or {}))
         output = {"stdout": bytearray(), "stderr": bytearray()}
 
-        def receive(stream: str, data: bytes) -> None:
+        def receive(stream: str, data: bytes) -> Awaitable[None] | None:
             if keep_output:
                 output[stream] += data
                 if sum(map(len, output.values())) > most_bytes:
@@ -135,13 +138,18 @@ class MachineSession:
                         f"the command on {self.name} printed more than {most_bytes // 1024**2} MiB and was stopped; "
                         "write its output to a file, or stream it"
                     )
-            if on_output is not None:
-                on_output(stream, data)
+            return None if on_output is None else on_output(stream, data)
 
         tag = tag or new_tag()
+        if cwd == "/root" and not variables:
+            script = enter_home(command)
+        else:
+            script = (
+                f'{_prelude(variables)}{change_directory}export {LEADER}=$$; exec "${{BASH:-sh}}" -c {shlex.quote(command)}'
+            )
         try:
             result = await self._shell.run(
-                f'{_prelude(variables)}{change_directory}export {LEADER}=$$; exec "${{BASH:-sh}}" -c {shlex.quote(command)}',
+                script,
                 timeout_s=timeout_s if timeout_s is not None else self._left_s(),
                 stdin=stdin,
                 env=with_prefix(variables),
@@ -232,6 +240,12 @@ class MachineSession:
 
         return await self._retry_lost(attach)
 
+    async def wait_job(self, job_id: str) -> int:
+        """Wait for the end of a job without its output; return its exit status. Raises as `follow` does."""
+        if all(job.id != job_id for job in await self.jobs()):
+            raise no_job(self.name, job_id)
+        return (await self._retry_lost(lambda: self._shell.wait(job_id))).status
+
     async def stop(self, job_id: str) -> None:
         """Stop a job: SIGTERM, and after five seconds SIGKILL, to its whole process tree."""
         await self._shell.kill(job_id)
@@ -255,6 +269,10 @@ class MachineSession:
         wait = f"while [ ! -e {READY} ] && [ ! -e {TASKS_FAILED} ]; do sleep 0.05; done; [ -e {READY} ]"
         result = await self._retry_lost(lambda: self._shell.run(wait, timeout_s=self._left_s()))
         return result.exit_status == 0
+
+    async def is_ready(self) -> bool:
+        """Return whether the code is cloned and set up now."""
+        return (await self._retry_lost(lambda: self._shell.run(f"[ -e {READY} ]"))).exit_status == 0
 
     async def has_succeeded(self) -> bool:
         """Return whether the marker of success exists, the one for clients that poll: a failed task may be allowed to fail."""
@@ -299,6 +317,11 @@ class MachineSession:
         """Close the connection."""
         await self._shell.close()
 
+    async def reopen(self) -> None:
+        """Connect again unless the connection works: copying a machine's disk ends it. Raises MachineLost, SSHError."""
+        if not await answers(self._shell):
+            await self._reconnect(_STOP_S)
+
     async def _retry_lost(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Run an idempotent operation; reconnect and repeat it when the connection was lost."""
         while True:
@@ -317,7 +340,10 @@ class MachineSession:
 
     def _left_s(self) -> float:
         """Return the seconds until the machine expires, and a little more: an upper bound for every wait."""
-        return max(0.0, (self.machine.expires_at - datetime.now(UTC)).total_seconds()) + _BEYOND_EXPIRY_S
+        latest = self.machine.expires_at
+        if self.may_be_extended:
+            latest = max(latest, self.machine.created_at + timedelta(seconds=self._max_ttl_s))
+        return max(0.0, (latest - datetime.now(UTC)).total_seconds()) + _BEYOND_EXPIRY_S
 
 
 async def extend_machine(factory: MachineFactory, machine: Machine, seconds: int, max_ttl_s: int) -> Machine:

@@ -141,7 +141,7 @@ async def _local(path: Path, repo: str, branch: str | None, github_url: str) -> 
                 checkout=found.view,
                 promisor=found.promisor,
                 surroundings=surroundings_of(found, github_url),
-                remote_url=remote,
+                remote_url=remote or str(found.folder),  # as `git clone` names it; the machine can't reach it
                 identity=author_task.result(),
             )
         except GitError as error:

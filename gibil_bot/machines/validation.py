@@ -5,6 +5,7 @@ Every check raises UsageError with a message for the user.
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 from collections.abc import Collection, Iterable, Sequence
@@ -36,6 +37,13 @@ def check_name(name: str) -> str:
     return name
 
 
+def check_template(name: str) -> str:
+    """Check the name of a template, which has the form of a machine's name."""
+    if not MACHINE_NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is not a valid name of a template: use {MACHINE_NAME_RULE}")
+    return name
+
+
 def random_name() -> str:
     """Return a pronounceable name that is very probably unused."""
     return f"{secrets.choice(_FIRST)}-{secrets.choice(_SECOND)}-{secrets.token_hex(2)}"
@@ -45,6 +53,11 @@ def name_of_branch(branch: str) -> str:
     """Return a machine name derived from a branch name."""
     slug = re.sub(r"[^a-z0-9]+", "-", branch.lower()).strip("-")[:50].strip("-") or "branch"
     return f"{slug}-{secrets.token_hex(2)}"
+
+
+def name_of_fork(name: str) -> str:
+    """Return a machine name derived from the name of the machine that is forked."""
+    return f"{name[:50].strip('-')}-{secrets.token_hex(2)}"
 
 
 def fleet_names(name: str, count: int) -> list[str]:
@@ -110,9 +123,16 @@ def check(*, name: str | None, ttl: Duration | None, size: str | None, max_ttl_s
         check_size(size)
 
 
-def environment(entries: Iterable[str]) -> dict[str, str]:
-    """Parse `NAME=value` entries. The values may be secret, so they are in no message."""
+def environment(entries: Iterable[str], files: Sequence[str] = ()) -> dict[str, str]:
+    """Parse `NAME=value` entries, which override those of the `--env-file` files.
+
+    The values may be secret, so they are in no message.
+    """
     found: dict[str, str] = {}
+    if files:
+        from gibil_bot.machines.env_file import read_env_files
+
+        found = read_env_files(files, os.environ)
     for entry in entries:
         name, equals, value = entry.partition("=")
         if not equals:

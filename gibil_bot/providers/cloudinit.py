@@ -52,6 +52,8 @@ MaxSessions 1000
 MaxStartups 200:30:1000
 ClientAliveInterval 15
 ClientAliveCountMax 8
+AllowTcpForwarding yes
+GatewayPorts no
 PrintMotd no
 PrintLastLog no
 UseDNS no

@@ -13,23 +13,26 @@ import secrets
 from functools import lru_cache
 from pathlib import Path
 
+from gibil_bot.durable_files import create_once
 from gibil_bot.errors import ConfigurationError
 
 _SIZE = 32
 
 
 class Keyring:
-    """The keys of the machines of one data directory. `keyring.key` is created on first use.
+    """The keys of the machines of one data directory. `path`, by default `keyring.key` in it, is created on first use.
 
-    Every method raises ConfigurationError when the file can't be used: readable by others, corrupt, or impossible to create.
+    Bots that share a database have the same key. Every method raises ConfigurationError when the file can't be used: readable
+    by others, corrupt, or impossible to create.
     """
 
-    def __init__(self, data_dir: Path) -> None:
-        self._path = data_dir / "keyring.key"
+    def __init__(self, data_dir: Path, path: Path | None = None) -> None:
+        self.path = path or data_dir / "keyring.key"
+        self._setting = "GIBIL_DATA_DIR to a writable directory" if path is None else "GIBIL_KEYRING to a file in one"
         self._master = b""
 
     def __repr__(self) -> str:
-        return f"Keyring({str(self._path.parent)!r})"
+        return f"Keyring({str(self.path.parent)!r})"
 
     def client_key(self, name: str) -> str:
         """Return the private key that logs in to the machine `name`: ed25519, OpenSSH PEM."""
@@ -55,6 +58,10 @@ class Keyring:
         """Return the owner of this data directory's machines: 16 hex digits, a valid label at every provider."""
         return hashlib.sha256(b"owner of machines" + self.derive("owner", "machines")).hexdigest()[:16]
 
+    def check_value(self) -> str:
+        """Return 32 hex digits by which another process recognizes the same key."""
+        return self.derive("check value", "keyring").hex()[:32]
+
     def run_id(self, digest: bytes, distinction: str) -> str:
         """Return the id of a run from the digest of its delivery's body: 16 hex digits that can't be guessed.
 
@@ -67,9 +74,9 @@ class Keyring:
     def _secret(self) -> bytes:
         if not self._master:
             try:
-                self._master = _read(self._path) or _make(self._path)
+                self._master = _read(self.path) or _make(self.path)
             except OSError as error:
-                problem = f"{self._path}: {error.strerror}; set GIBIL_DATA_DIR to a writable directory"
+                problem = f"{self.path}: {error.strerror}; set {self._setting}"
                 raise ConfigurationError((problem,)) from None
         return self._master
 
@@ -83,8 +90,8 @@ class ProjectKeyring(Keyring):
     `derive` uses the data directory's secret: two bots of one project must not mistake each other's runs for their own.
     """
 
-    def __init__(self, data_dir: Path, token: str) -> None:
-        super().__init__(data_dir)
+    def __init__(self, data_dir: Path, token: str, path: Path | None = None) -> None:
+        super().__init__(data_dir, path)
         self._project = hmac.digest(b"gibil-bot: machines of a project", token.encode(), "sha256")
 
     def client_key(self, name: str) -> str:
@@ -117,34 +124,13 @@ def _read(path: Path) -> bytes | None:
 
 
 def _make(path: Path) -> bytes:
-    """Create the file atomically and return its content. `link` fails if the file exists; then the existing one is used."""
+    """Create the file and return its content. If it exists meanwhile, that one is used."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(_SIZE))
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(draft, path)
-        except FileExistsError:
-            pass
-        else:
-            _sync_folder(path.parent)
-    finally:
-        draft.unlink(missing_ok=True)
+    create_once(path, secrets.token_bytes(_SIZE))
     content = _read(path)
     if content is None:
         raise ConfigurationError((f"{path}: the file was deleted right after its creation; try again",))
     return content
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @lru_cache(maxsize=256)

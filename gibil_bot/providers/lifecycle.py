@@ -11,9 +11,11 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 from msgspec.structs import replace
 
@@ -26,6 +28,10 @@ from gibil_bot.retry import RetryPolicy
 from gibil_bot.ssh.answers import last_line
 from gibil_bot.ssh.host_keys import enter
 
+if TYPE_CHECKING:
+    from gibil_bot.ssh.remote_forwarding import KeptForward
+    from gibil_bot.ssh.shell import SSHShell
+
 _log = logging.getLogger(__name__)
 
 ConnectShell = Callable[[Endpoint, str], Awaitable[Shell]]
@@ -33,9 +39,14 @@ OnPhase = Callable[[str, float], None]
 RunOn = Callable[[Machine, str], Awaitable[None]]
 """Runs a short script as root on a machine; raises a GibilError when the script can't be run or fails."""
 
+MayDestroy = Callable[[], Awaitable[None]]
+"""Raises a GibilError if another process may work on the machine."""
+
 _DESTROYING = RetryPolicy(attempts=3, first_wait_s=0.2)
 """A provider that fails once may work again a moment later, and a machine costs money until it is destroyed."""
 _CAUSE_S = 5.0
+_FIRST_FORWARDED, _FORWARDED = 20_000, 10_000
+"""Ports of machines that are forwarded, below those that Linux gives to outgoing connections."""
 _BOOTS_WITHIN = timedelta(minutes=5)
 """The slowest boot, doubled for a provider's clock that differs from ours."""
 
@@ -79,12 +90,13 @@ class MachineFactory:
         on_phase: OnPhase | None = None,
         fresh: bool = False,
         layer: str | None = None,
+        may_destroy: MayDestroy | None = None,
     ) -> tuple[Machine, Shell]:
         """Create a machine; returns it and an open connection to it.
 
         `on_phase(phase, seconds)` is called after "forge" and after "connect". `fresh`: raise NameTaken for a machine of that
         name from another creation, even if it is ours; otherwise that machine is returned. Raises what the provider and the
-        connection raise; after any error but NameTaken the machine is destroyed.
+        connection raise; after any error but NameTaken the machine is destroyed, unless `may_destroy` raises.
         """
         if fresh:
             labels = {CREATION: secrets.token_hex(8), **(labels or {})}
@@ -109,7 +121,7 @@ class MachineFactory:
         except NameTaken:
             raise
         except BaseException:
-            await self._shielded(self._undo(spec, creating))
+            await self._shielded(self._undo(spec, creating, may_destroy))
             raise
         return machine, shell
 
@@ -128,6 +140,13 @@ class MachineFactory:
                 f"machine {machine.name} exists, but didn't answer SSH for {self.answers_s:.0f} s; try again, check it at the "
                 f"provider, or destroy it: gibil destroy {machine.name}"
             ) from None
+
+    async def reopen(self, name: str) -> Shell:
+        """As `open`, by the machine's name. Raises MachineLost if there is none."""
+        machine = await self.get(name)
+        if machine is None:
+            raise MachineLost(f"machine {name} no longer exists")
+        return await self.open(machine)
 
     async def _connect(self, name: str, endpoint: Endpoint) -> Shell:
         key = await asyncio.to_thread(self.keyring.client_key, name)
@@ -190,7 +209,7 @@ class MachineFactory:
             layer=layer,
         )
 
-    async def _undo(self, spec: MachineSpec, creating: asyncio.Task[Machine]) -> None:
+    async def _undo(self, spec: MachineSpec, creating: asyncio.Task[Machine], may_destroy: MayDestroy | None) -> None:
         """Destroy what a failed or cancelled creation may have created.
 
         A creation in progress is waited for before it is cancelled: a call in a thread or at a cloud continues when we stop
@@ -202,20 +221,22 @@ class MachineFactory:
             await asyncio.wait({creating}, timeout=self.patience_s)
         if not creating.done():
             _log.warning("the creation of machine %s doesn't end; destroying the machine when it does", spec.name)
-            creating.add_done_callback(lambda _: self._spawn(self._destroy_quietly(spec)))
+            creating.add_done_callback(lambda _: self._spawn(self._destroy_quietly(spec, may_destroy)))
         elif not creating.cancelled() and isinstance(creating.exception(), NameTaken):
             return  # another creation's machine has the name
-        await self._destroy_quietly(spec)
+        await self._destroy_quietly(spec, may_destroy)
 
-    async def _destroy_quietly(self, spec: MachineSpec) -> None:
+    async def _destroy_quietly(self, spec: MachineSpec, may_destroy: MayDestroy | None) -> None:
         try:
             if CREATION in spec.labels:
                 machine = await self.provider.get(spec.name)
                 if machine is not None and _is_of_another_creation(machine, spec):
                     return
+            if may_destroy is not None:
+                await may_destroy()
             await self._destroy(spec.name)
         except GibilError as error:  # the caller gets the first error; a sweep destroys the machine when it expires
-            _log.warning("machine %s could not be destroyed: %s", spec.name, error)
+            _log.warning("machine %s was not destroyed: %s", spec.name, error)
 
     async def _destroy(self, name: str) -> bool:
         return await _DESTROYING.call(
@@ -236,6 +257,24 @@ class MachineFactory:
 
 def _is_of_another_creation(machine: Machine, spec: MachineSpec) -> bool:
     return CREATION in spec.labels and machine.labels.get(CREATION) != spec.labels[CREATION]
+
+
+def port_forwarder(keyring: Keyring) -> Callable[[Machine, int], AbstractAsyncContextManager[KeptForward]]:
+    """Return a function that forwards a loopback port of a machine to one of this host, over a separate connection.
+
+    The machine's port follows from its name: programs that use it go on when another process of the bot continues.
+    """
+
+    def forward(machine: Machine, port: int) -> AbstractAsyncContextManager[KeptForward]:
+        from gibil_bot.ssh.client import connect
+        from gibil_bot.ssh.remote_forwarding import keep_forwarding
+
+        async def connect_again() -> SSHShell:
+            return await connect(machine.endpoint, await asyncio.to_thread(keyring.client_key, machine.name))
+
+        return keep_forwarding(connect_again, port, port=_FIRST_FORWARDED + crc32(machine.name.encode()) % _FORWARDED)
+
+    return forward
 
 
 def script_runner(keyring: Keyring, connect_shell: ConnectShell, *, timeout_s: float = 30.0) -> RunOn:

@@ -27,6 +27,7 @@ class Channel(asyncssh.SSHClientSession[bytes]):
         self._may_write = asyncio.Event()
         self._may_write.set()
         self.ended: asyncio.Future[None] = self._loop.create_future()
+        self._is_paused = False
         self.exit_status: int | None = None
         """128 + N for signal N. None: the command runs, or the connection ended first."""
         self.channel: asyncssh.SSHClientChannel[bytes]
@@ -59,6 +60,16 @@ class Channel(asyncssh.SSHClientSession[bytes]):
 
     def resume_writing(self) -> None:
         self._may_write.set()
+
+    def pause(self) -> None:
+        """Stop receiving output until `resume`; the server stops sending when its window is full."""
+        self._is_paused = True
+        self.channel.pause_reading()
+
+    def resume(self) -> None:
+        self._is_paused = False
+        if not self.ended.done():
+            self.channel.resume_reading()
 
     async def send(self, data: bytes) -> bool:
         """Send with back-pressure. Return False when the other side doesn't read any more."""
@@ -94,4 +105,10 @@ class Channel(asyncssh.SSHClientSession[bytes]):
     def _wait_for_silence(self) -> None:
         if self._linger is not None:
             self._linger.cancel()
-        self._linger = self._loop.call_later(_LINGER_S, self.close)
+        self._linger = self._loop.call_later(_LINGER_S, self._close_if_silent)
+
+    def _close_if_silent(self) -> None:
+        if self._is_paused:  # there may be more output, which isn't received yet
+            self._wait_for_silence()
+        else:
+            self.close()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from gibil_bot.errors import MachineLost, SSHError
@@ -14,6 +15,9 @@ from gibil_bot.model import Result
 from gibil_bot.ssh.answers import MOST_ANSWERED, printable, size_text
 from gibil_bot.ssh.channel import Channel, OnData
 from gibil_bot.ssh.lean_asyncssh import asyncssh
+
+OnOutput = Callable[[str, bytes], Awaitable[None] | None]
+"""Called with "stdout" or "stderr" and the bytes. It may return an awaitable, to receive more only after that."""
 
 QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 
@@ -46,6 +50,15 @@ class Connection:
     def is_closed(self) -> bool:
         return self._connection.is_closed()
 
+    def has_hung_up(self) -> bool:
+        """Return whether the server has closed the connection, even if the event loop hasn't noticed that yet. Linux only."""
+        sock = self._connection.get_extra_info("socket")
+        if sock is None or sock.fileno() < 0:
+            return True
+        closed = select.poll()
+        closed.register(sock.fileno(), select.POLLRDHUP)
+        return bool(closed.poll(0))
+
     def gone(self) -> MachineLost:
         return MachineLost(f"the connection to {self.where} ended before the command did")
 
@@ -53,7 +66,7 @@ class Connection:
         self,
         command: str,
         stdin: bytes | AsyncIterator[bytes] = b"",
-        on_output: Callable[[str, bytes], None] | None = None,
+        on_output: OnOutput | None = None,
         *,
         keep_output: bool = True,
         most_bytes: int = MOST_ANSWERED,
@@ -68,6 +81,15 @@ class Connection:
         output = {"stdout": bytearray(), "stderr": bytearray()}
         problems: list[Exception] = []
         channel: Channel | None = None
+        pauses: list[asyncio.Future[None]] = []
+
+        async def resume_after(paused: Channel, waiting: Awaitable[None]) -> None:
+            paused.pause()
+            try:
+                await waiting
+            finally:
+                pauses.clear()
+                paused.resume()
 
         def on_data(stream: str, data: bytes) -> None:
             if problems:
@@ -78,9 +100,12 @@ class Connection:
                     problems.append(SSHError(f"{self.where} answered a command with more than {size_text(most_bytes)}"))
             if on_output is not None and not problems:
                 try:
-                    on_output(stream, data)
+                    waiting = on_output(stream, data)
                 except Exception as error:  # raised here, it would close the whole connection
                     problems.append(error)
+                else:
+                    if waiting is not None and channel is not None and not pauses:
+                        pauses.append(asyncio.ensure_future(resume_after(channel, waiting)))
             if problems:
                 output.clear()
                 if channel is not None:
@@ -101,6 +126,8 @@ class Connection:
                 raise
             raise MachineLost(f"{self.where} stopped responding to a command: nothing happened for {stalls_s:g} s") from None
         finally:
+            for pause in tuple(pauses):
+                pause.cancel()
             if not channel.ended.done():
                 channel.close()
         if problems:
@@ -183,6 +210,34 @@ class Connection:
             assert isinstance(session, Channel)
             session.ended.add_done_callback(self._channel_ended)
             return session
+
+    async def wait_closed(self) -> None:
+        await self._connection.wait_closed()
+
+    async def forward_port(self, bind: str, port: int, host: str, host_port: int) -> asyncssh.SSHListener:
+        """Forward connections to a local port through the server. Raises OSError if the port can't be used."""
+        return await self._connection.forward_local_port(bind, port, host, host_port)
+
+    async def listen_on_machine(
+        self, host: str, port: int, accept: Callable[[str, int], Callable[..., Awaitable[None]]], *, window: int
+    ) -> asyncssh.SSHListener:
+        """Listen on the machine. `accept` returns what handles a connection, or raises ChannelOpenError.
+
+        Raises SSHError if the server doesn't listen on it.
+        """
+        try:
+            async with asyncio.timeout(_OPENS_S):
+                return await self._connection.start_server(accept, host, port, encoding=None, window=window)
+        except TimeoutError:
+            raise MachineLost(f"{self.where} did not listen on a port within {_OPENS_S:g} s") from None
+        except asyncssh.ChannelListenError:
+            what = f"port {port}" if port else "a port"
+            raise SSHError(
+                f"{self.where} can't listen on {what}: another program uses it, or its SSH server doesn't forward ports",
+                code="FORWARD",
+            ) from None
+        except (asyncssh.Error, OSError) as error:
+            raise MachineLost(f"the connection to {self.where} is lost: {reason_of(error)}") from None
 
     def _channel_ended(self, _: object) -> None:
         self._channels -= 1

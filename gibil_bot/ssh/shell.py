@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from gibil_bot.errors import CommandTimeout, JobLost, JobNotStarted, MachineLost, SSHError, UsageError
@@ -18,9 +18,10 @@ from gibil_bot.model import Chunk, Exit, Job, Result
 from gibil_bot.scripts import commands, jobs
 from gibil_bot.ssh.answers import MOST_ANSWERED, BadAnswer, number, printable
 from gibil_bot.ssh.channel import Channel
-from gibil_bot.ssh.connection import Connection, blocks
+from gibil_bot.ssh.connection import Connection, OnOutput, blocks
 from gibil_bot.ssh.job_requests import JOB_STATUS, SERVER_VERSION, START_JOB, read_status, start_request
 from gibil_bot.ssh.jobs import JobFollower
+from gibil_bot.ssh.lean_asyncssh import asyncssh
 
 _CLEANUP_S = 15.0
 _START_S = 60.0
@@ -48,6 +49,10 @@ class SSHShell:
         """See ports.Shell."""
         return self._connection.is_closed
 
+    def has_hung_up(self) -> bool:
+        """Return whether the server has closed the connection, even if this process hasn't noticed that yet."""
+        return self._connection.has_hung_up()
+
     async def run(
         self,
         script: str,
@@ -55,7 +60,7 @@ class SSHShell:
         timeout_s: float = 60.0,
         stdin: bytes | AsyncIterator[bytes] = b"",
         env: Mapping[str, str] | None = None,
-        on_output: Callable[[str, bytes], None] | None = None,
+        on_output: OnOutput | None = None,
         keep_output: bool = True,
         most_bytes: int = MOST_ANSWERED,
         tag: str | None = None,
@@ -96,7 +101,7 @@ class SSHShell:
         On a local machine, PID 1 starts the job.
         """
         command: str | None = None
-        if self._has_supervisor:
+        if self.has_supervisor:
             subsystem, stdin = START_JOB, start_request(job)
         else:
             subsystem, (command, stdin) = None, jobs.start_command(job)
@@ -120,7 +125,7 @@ class SSHShell:
         except BaseException:
             follow.close()
             raise
-        if follow.started and not self._has_supervisor:
+        if follow.started and not self.has_supervisor:
             follow.wake.set()  # output may have come together with the handshake
             self._keep(job.id, follow)
             return
@@ -282,6 +287,20 @@ class SSHShell:
         """Open an interactive command, on a pty if `terminal` (type, (columns, rows)) is given. Not part of ports.Shell."""
         return await self._connection.open(command, on_data, terminal=terminal)
 
+    async def forward_port(self, bind: str, port: int, host: str, host_port: int) -> asyncssh.SSHListener:
+        """Forward a local port through the server. Raises OSError if it can't be listened on. Not part of ports.Shell."""
+        return await self._connection.forward_port(bind, port, host, host_port)
+
+    async def listen_on_machine(
+        self, host: str, port: int, accept: Callable[[str, int], Callable[..., Awaitable[None]]], *, window: int
+    ) -> asyncssh.SSHListener:
+        """See Connection.listen_on_machine. Not part of ports.Shell."""
+        return await self._connection.listen_on_machine(host, port, accept, window=window)
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection is closed or lost. Not part of ports.Shell."""
+        await self._connection.wait_closed()
+
     async def close(self) -> None:
         """See ports.Shell."""
         for job_id in list(self._unattached):
@@ -312,13 +331,13 @@ class SSHShell:
         asyncio.get_running_loop().call_later(_UNATTACHED_S, drop)
 
     @property
-    def _has_supervisor(self) -> bool:
+    def has_supervisor(self) -> bool:
         """Whether the server starts jobs itself, and knows their exit status."""
         return self._connection.server_version == SERVER_VERSION
 
     async def _supervisor_status(self, job_id: str) -> int | None:
         """Wait for a job's end and return its exit status from the server; None: only files on the machine have it."""
-        if not self._has_supervisor:
+        if not self.has_supervisor:
             return None
         answer = bytearray()
 

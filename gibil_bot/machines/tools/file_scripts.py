@@ -28,6 +28,8 @@ LISTING_BYTES = 4 * 1024 * 1024
 MATCHES_BYTES = 512 * 1024
 MATCH_CHARACTERS = 400
 EDIT_BYTES = 8 * 1024 * 1024
+WHOLE_BYTES = 64 * 1024 * 1024
+"""The largest file that is read at once into memory."""
 
 FILE_ERRORS = {
     44: ("FILE_NOT_FOUND", "there is no {path} on machine {machine}"),
@@ -38,6 +40,7 @@ FILE_ERRORS = {
         "FILE_TOO_LARGE",
         "{path} on machine {machine} is larger than " + f"{EDIT_BYTES // 1024**2} MiB: edit it with a command",
     ),
+    50: ("FILE_TOO_LARGE", "{path} on machine {machine} is larger than " + f"{WHOLE_BYTES // 1024**2} MiB: download it"),
     49: ("BAD_PATTERN", "the pattern is not a Perl-compatible regular expression: {reason}"),
 }
 _LINE_NUMBER = re.compile(rb"[0-9]{1,15}")
@@ -48,7 +51,10 @@ FOLDER = f'{_BEGIN}[ -e "$p" ] || exit 44; [ -d "$p" ] || exit 47'
 
 _FILE = f'{_BEGIN}[ -e "$p" ] || exit 44; [ -d "$p" ] && exit 45; [ -f "$p" ] || exit 46\n'
 
+
 READ_ALL = f'{_FILE}[ "$(stat -Lc %s "$p")" -le {EDIT_BYTES} ] || exit 48; exec cat "$p"'
+
+READ_WHOLE = f'{_FILE}[ "$(stat -Lc %s "$p")" -le {WHOLE_BYTES} ] || exit 50; exec cat "$p"'
 
 _ENTRY = r"%y\0%s\0%T@\0%p\0%l\0"
 

@@ -61,15 +61,16 @@ async def read(session: MachineSession, path: str, first: int = 1, limit: int = 
     return page
 
 
-async def write(session: MachineSession, path: str, content: bytes) -> bool:
-    """Write a whole file, creating missing directories and keeping its mode. Return whether the file is new.
+async def write(session: MachineSession, path: str, content: bytes, *, mode: int | None = None) -> bool:
+    """Write a whole file, creating missing directories and keeping its mode. Return whether the file is new; then it has
+    `mode`, 644 by default.
 
     Other processes read either the old or the new content. Raises UsageError, SSHError (disk full).
     """
     if len(content) > MOST_WRITTEN:
         raise UsageError(f"at most {MOST_WRITTEN // 1024**2} MiB can be written at once")
     async with _lock(session, path):
-        return await _write(session, path, content)
+        return await _write(session, path, content, mode)
 
 
 async def edit(session: MachineSession, path: str, old: str, new: str, *, everywhere: bool = False) -> tuple[int, int]:
@@ -120,12 +121,23 @@ async def search(session: MachineSession, pattern: str, path: str, include: str 
     return scripts.read_matches(await _ask(session, script, path, {"gibil_pattern": pattern, **more}))
 
 
-async def _write(session: MachineSession, path: str, content: bytes) -> bool:
+async def read_whole(session: MachineSession, path: str) -> bytes:
+    """Return a file's content, up to 64 MiB. Raises UsageError: no such file, FILE_TOO_LARGE."""
+    return await _ask(session, scripts.READ_WHOLE, path, most_bytes=scripts.WHOLE_BYTES + 1024 * 1024)
+
+
+async def target_of(session: MachineSession, path: str) -> tuple[str, int, bool]:
+    """Prepare writing a file: return its path without links, its mode, and whether it's new. Creates missing directories."""
     target, mode, new, _ = fields_of(await _ask(session, scripts.prepare_script(), path), 4)
     if not _MODE.fullmatch(mode):
         raise BadAnswer(f"machine {session.name} answered {mode[:20]!r} where the mode of a file was expected")
-    await session.shell.put(target.decode("utf-8", "surrogateescape"), content, mode=int(mode, 8))
-    return bool(new)
+    return target.decode("utf-8", "surrogateescape"), int(mode, 8), bool(new)
+
+
+async def _write(session: MachineSession, path: str, content: bytes, new_mode: int | None = None) -> bool:
+    target, mode, new = await target_of(session, path)
+    await session.shell.put(target, content, mode=new_mode if new and new_mode is not None else mode)
+    return new
 
 
 def _lock(session: MachineSession, path: str) -> asyncio.Lock:
@@ -143,18 +155,25 @@ def _matches_loosely(content: bytes, old: str) -> bool:
     return bare(old) in bare(content.decode("utf-8", "replace"))
 
 
-async def _ask(session: MachineSession, script: str, path: str, more: Mapping[str, str] | None = None) -> bytes:
+async def _ask(
+    session: MachineSession, script: str, path: str, more: Mapping[str, str] | None = None, *, most_bytes: int = _ANSWER_BYTES
+) -> bytes:
     env = {"gibil_path": check_path(path), **(more or {})}
     try:
-        result = await session.shell.run(script, timeout_s=_TIMEOUT_S, env=env, most_bytes=_ANSWER_BYTES)
+        result = await session.shell.run(script, timeout_s=_TIMEOUT_S, env=env, most_bytes=most_bytes)
     except TimeoutError:
         raise GibilError(
             f"{path} on machine {session.name}: no answer within {_TIMEOUT_S:g} s; ask for less", code="TIMEOUT"
         ) from None
     if result.exit_status == 0:
         return result.stdout
-    reason = last_line(result.stderr, f"exit status {result.exit_status}")
-    if result.exit_status in scripts.FILE_ERRORS:
-        code, sentence = scripts.FILE_ERRORS[result.exit_status]
-        raise UsageError(sentence.format(path=path, machine=session.name, reason=reason.removeprefix("grep: ")), code=code)
-    raise GibilError(f"{path} on machine {session.name}: {reason}", code="FILES")
+    raise failure_of(session, path, result.exit_status, result.stderr)
+
+
+def failure_of(session: MachineSession, path: str, exit_status: int, stderr: bytes) -> GibilError:
+    """Return the error of a script in file_scripts.py that failed."""
+    reason = last_line(stderr, f"exit status {exit_status}")
+    if exit_status in scripts.FILE_ERRORS:
+        code, sentence = scripts.FILE_ERRORS[exit_status]
+        return UsageError(sentence.format(path=path, machine=session.name, reason=reason.removeprefix("grep: ")), code=code)
+    return GibilError(f"{path} on machine {session.name}: {reason}", code="FILES")

@@ -61,7 +61,7 @@ def _script(job_id: str, file: str, offset: int | None, most: int) -> str:
     where = str(offset) if offset is not None else f"$((s > {most} ? s - {most} : 0))"
     return (
         f'j=$HOME/.gibil/jobs/{shlex.quote(job_id)}; [ -e "$j/out" ] || exit 4; f=$j/{file}; [ -e "$f" ] || f=/dev/null\n'
-        f's=$(stat -Lc %s "$f"); o={where}; printf \'%s\\0%s\\0\' "$s" "$o"\n'
+        f's=$(stat -Lc %s "$f"); o={where}; [ "$o" -le "$s" ] || o=$s; printf \'%s\\0%s\\0\' "$s" "$o"\n'
         f'tail -c "+$((o + 1))" "$f" | head -c {most}; exit 0'
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from gibil_bot.errors import GibilError
 from gibil_bot.machines.session import MachineSession
@@ -97,6 +97,23 @@ def read_stats(answer: bytes, usage: Usage | None = None) -> Stats:
 def _within(limit: int, used: int, total: int, free: int) -> tuple[int, int]:
     """Return the total and the free amount under a limit, on a host with `total` and `free`."""
     return min(limit, total), max(0, min(free, limit - used))
+
+
+def stats_view(found: Stats) -> dict[str, object]:
+    """Return the statistics as JSON."""
+    view: dict[str, object] = {
+        "cpus": found.cpus,
+        "load": list(found.load),
+        "memory_total_mb": found.memory_total_mb,
+        "memory_available_mb": found.memory_available_mb,
+        "memory_is_its_own": found.memory_is_its_own,
+        "disk_total_mb": found.disk_total_mb,
+        "disk_free_mb": found.disk_free_mb,
+        "disk_is_its_own": found.disk_is_its_own,
+        "processes": found.processes,
+        "busiest": [asdict(each) for each in found.busiest],
+    }
+    return view
 
 
 async def stats(session: MachineSession) -> Stats:

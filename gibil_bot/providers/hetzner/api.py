@@ -99,7 +99,7 @@ class _Answer:
 
 
 class HetznerApi:
-    """Calls the API with one token. `clock_ahead_s`: how far Hetzner's clock is ahead of ours."""
+    """Calls the API with one token. `clock_ahead_s`: how far Hetzner's clock is ahead of this host's."""
 
     def __init__(
         self,

@@ -24,13 +24,15 @@ HOST_KEY = "gibil-host-key"
 SPEC = "gibil-spec"
 REUSE = "gibil-reuse"
 POOLED = "gibil-spare"
+TEMPLATE = "gibil-template"
+"""Of a snapshot: the name of the template."""
 
 _VALUE = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
 _KEY = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,46}[A-Za-z0-9])?")
 _MORE = re.compile(r"gibil-more\.(\d\d)\.(.+)")
 _TIME = re.compile(r"[0-9]{1,11}(\.[0-9]{1,6})?")
 _PIECE = 60
-_RESERVED = frozenset((CREATED_BY, OWNER, EXPIRES, HOST_KEY, SPEC, REUSE, POOLED))
+_RESERVED = frozenset((CREATED_BY, OWNER, EXPIRES, HOST_KEY, SPEC, REUSE, POOLED, TEMPLATE))
 
 
 def machine_labels(spec: MachineSpec, expires_at: datetime) -> dict[str, str]:

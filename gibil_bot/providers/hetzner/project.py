@@ -1,4 +1,5 @@
-"""Resources that all machines of one Hetzner project share: a firewall that admits only SSH, and an SSH key without a holder.
+"""Resources that all machines of one Hetzner project share: a firewall that admits only SSH, one that lets nothing out, and an
+SSH key without a holder.
 
 For every server that is created without an SSH key, Hetzner generates a root password and e-mails it to the project's owner.
 That password has expired, which also blocks logins by key. So every server gets one shared key whose private half was discarded
@@ -8,6 +9,7 @@ when it was generated. The user-data says which key may log in, and sshd reads n
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gibil_bot.errors import ProviderError
@@ -15,6 +17,7 @@ from gibil_bot.providers.hetzner.api import HetznerApi, Json, Rejected
 from gibil_bot.providers.hetzner.labels import CREATED_BY, OURS
 
 FIREWALL = "gibil-ssh-only"
+AGENT_FIREWALL = "gibil-agents"
 KEY = "gibil-opens-nothing"
 
 _RULES = (
@@ -26,6 +29,18 @@ _RULES = (
         "description": "SSH, by key only",
     },
 )
+_AGENT_RULES = (
+    *_RULES,
+    {
+        "direction": "out",
+        "protocol": "tcp",
+        "port": "9",
+        "destination_ips": ["192.0.2.1/32"],
+        "description": "nothing: with a rule for outgoing traffic, all other is dropped",
+    },
+)
+"""The address is for documentation (RFC 5737). Answers to SSH connections pass, because the firewall is stateful, and so does
+what servers ask Hetzner's own name servers: docs.hetzner.com/cloud/firewalls/faq."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +57,20 @@ async def ensure_resources(api: HetznerApi) -> ProjectResources:
     return ProjectResources(firewall, key)
 
 
-async def _firewall(api: HetznerApi) -> int:
-    body: Json = {"name": FIREWALL, "labels": {CREATED_BY: OURS}, "rules": list(_RULES)}
-    found = await _find_or_create(api, "firewall", FIREWALL, body)
-    if not _lets_only_ssh_in(found):
+async def ensure_agent_firewall(api: HetznerApi) -> int:
+    """Return the id of the firewall that lets nothing out, created where it is missing. May be called concurrently."""
+    return await _firewall(api, AGENT_FIREWALL, _AGENT_RULES)
+
+
+async def _firewall(api: HetznerApi, name: str = FIREWALL, rules: Sequence[Json] = _RULES) -> int:
+    body: Json = {"name": name, "labels": {CREATED_BY: OURS}, "rules": list(rules)}
+    found = await _find_or_create(api, "firewall", name, body)
+    if not _lets_only_ssh_in(found) or _goes_out(body) not in ([], _goes_out(found)):
         await api.call(
             "POST",
             f"/firewalls/{found['id']}/actions/set_rules",
-            f"restore the rules of firewall {FIREWALL}",
-            body={"rules": list(_RULES)},
+            f"restore the rules of firewall {name}",
+            body={"rules": list(rules)},
         )
     return int(found["id"])
 
@@ -84,6 +104,12 @@ def _lets_only_ssh_in(firewall: Json) -> bool:
     rules = firewall.get("rules") or ()
     incoming = [rule for rule in rules if rule["direction"] == "in"]
     return len(incoming) == 1 and incoming[0]["protocol"] == "tcp" and incoming[0]["port"] == "22"
+
+
+def _goes_out(firewall: Json) -> list[tuple[str, str, list[str]]]:
+    """Return where traffic may go; [] if it isn't limited."""
+    rules = firewall.get("rules") or ()
+    return [(rule["protocol"], rule.get("port"), rule["destination_ips"]) for rule in rules if rule["direction"] == "out"]
 
 
 def new_pair() -> tuple[str, str]:

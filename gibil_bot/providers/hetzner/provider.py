@@ -19,9 +19,11 @@ from msgspec.structs import replace
 
 from gibil_bot.errors import GibilError, MachineNotFound, NameTaken, ProviderError, Unavailable, UsageError
 from gibil_bot.limits import MACHINE_NAME, MACHINE_NAME_RULE
-from gibil_bot.model import Capabilities, Machine, MachineSpec, SizeOffer
+from gibil_bot.model import Capabilities, EgressRestriction, Machine, MachineSpec, Refusals, SizeOffer, Template
+from gibil_bot.ports import Shell
 from gibil_bot.providers.cloudinit import move_expiry_script, user_data
 from gibil_bot.providers.hetzner import labels
+from gibil_bot.providers.hetzner.agent_network import AgentNetworks, ForwardPort, is_limited
 from gibil_bot.providers.hetzner.api import ENDPOINT, HTTP_TIMEOUT_S, HetznerApi, Json, Rejected
 from gibil_bot.providers.hetzner.boot_wait import BootWait
 from gibil_bot.providers.hetzner.create import ServerCreator
@@ -29,6 +31,7 @@ from gibil_bot.providers.hetzner.delete import ServerDeleter
 from gibil_bot.providers.hetzner.rebuild_pool import RebuildPool
 from gibil_bot.providers.hetzner.server_types import SIZES, Candidate, Catalogue, Price, cost_so_far
 from gibil_bot.providers.hetzner.servers import find_server, is_machine, is_ours, machine_of
+from gibil_bot.providers.hetzner.snapshots import Snapshots
 from gibil_bot.providers.lifecycle import RunOn
 from gibil_bot.ssh.host_keys import public_line
 
@@ -36,15 +39,18 @@ _log = logging.getLogger(__name__)
 
 
 class HetznerProvider:
-    """Implements ports.Provider, ports.Priced and ports.Offering.
+    """Implements ports.Provider, Filtering, Offering, Priced, Restricting and Templating.
 
+    `forward` gives a machine the way out that an agent on it needs: see agent_network.py.
     `run_on` runs a script on a machine; `extend` needs it, because a machine powers itself off when it expires.
     `look_every_s`: how often the list of servers is read while some of them boot. `boot_s`: how long a server may take to
-    run, and `delete_s` to be deleted. `ssh_port`: 22 at Hetzner; a double may not have that port. `reuse`: see
-    rebuild_pool.py. `server_types`: which may be used; None: a type requested by name may cost no more than the sizes do.
+    run, `delete_s` to be deleted, and `snapshot_s` a snapshot to be complete. `ssh_port`: 22 at Hetzner; a double may not
+    have that port. `reuse`: see rebuild_pool.py. `server_types`: which may be used; None: a type requested by name may cost
+    no more than the sizes do.
     """
 
     name = "hetzner"
+    is_local = False
 
     def __init__(
         self,
@@ -52,10 +58,12 @@ class HetznerProvider:
         *,
         endpoint: str = ENDPOINT,
         run_on: RunOn | None = None,
+        forward: ForwardPort | None = None,
         ssh_port: int = 22,
         look_every_s: float = 1.0,
         boot_s: float = 180.0,
         delete_s: float = 120.0,
+        snapshot_s: float = 1800.0,
         http_timeout_s: tuple[float, float] = HTTP_TIMEOUT_S,
         backoff_s: float = 0.3,
         rate_limited_s: float = 150.0,
@@ -68,7 +76,9 @@ class HetznerProvider:
         self._deleter = ServerDeleter(self._api, look_every_s, delete_s)
         self._rebuild_pool = RebuildPool(self._api, look_every_s, delete_s) if reuse else None
         self._creator = ServerCreator(self._api, self._catalogue, self._boot_wait, self._deleter, self._rebuild_pool, boot_s)
+        self._snapshots = Snapshots(self._api, look_every_s, snapshot_s)
         self._run_on = run_on
+        self._agent_networks = AgentNetworks(self._api, forward, look_every_s)
         self._ssh_port = ssh_port
         self._deleting: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
@@ -135,6 +145,7 @@ class HetznerProvider:
         return self._machine(answer["server"])
 
     async def destroy(self, name: str) -> bool:
+        await self._agent_networks.forget(name)
         lock = self._deleting.get(name) or asyncio.Lock()
         self._deleting[name] = lock
         async with lock:  # of several concurrent calls one deletes, and the others find that the server is gone
@@ -143,7 +154,7 @@ class HetznerProvider:
                 return False
             if not is_ours(server):
                 raise NameTaken(f"server {name} at Hetzner was not created by gibil-bot, so gibil doesn't delete it")
-            if self._rebuild_pool is None or not await self._rebuild_pool.add(server):
+            if is_limited(server) or self._rebuild_pool is None or not await self._rebuild_pool.add(server):
                 await self._deleter.delete(server)
             return True
 
@@ -173,9 +184,47 @@ class HetznerProvider:
                 await self._deleter.delete(server)
             except ProviderError as error:  # a later sweep deletes it when it expires
                 _log.warning("%s", error)
+        await self._agent_networks.close()
         await self._boot_wait.close()
         await self._creator.close()
         await self._api.close()
+
+    # Agents
+
+    async def restrict_egress(self, name: str, allow: tuple[str, ...], shell: Shell) -> EgressRestriction:
+        """As Restricting.restrict_egress. Root on the server could still send data to Hetzner's name servers."""
+        return await self._agent_networks.limit(await self._existing(name), allow, shell)
+
+    async def lift_egress(self, name: str, shell: Shell) -> None:
+        await self._agent_networks.lift(await self._existing(name), shell)
+
+    async def _existing(self, name: str) -> Machine:
+        machine = await self.get(name)
+        if machine is None:
+            raise MachineNotFound(f"no machine named {name} exists at Hetzner")
+        return machine
+
+    async def refusals(self, name: str, since: float) -> Refusals:
+        """As `Filtering` requires; empty unless an agent works on the machine."""
+        return self._agent_networks.refusals(name, since)
+
+    # Templates
+
+    async def save_template(self, name: str, template: str, *, stop: bool = False) -> Template:
+        """Take a snapshot. The server's processes go on, whatever `stop` says; files that they are writing may be torn."""
+        server = await find_server(self._api, name)
+        if server is None or not is_machine(server):
+            raise MachineNotFound(f"no machine named {name} exists at Hetzner")
+        machine = self._machine(server)
+        if self._run_on is not None:
+            await self._run_on(machine, "sync")
+        return await self._snapshots.create(server, template, machine.labels)
+
+    async def templates(self) -> list[Template]:
+        return await self._snapshots.templates()
+
+    async def delete_template(self, template: str) -> bool:
+        return await self._snapshots.delete(template)
 
     # Sizes and prices
 

@@ -22,8 +22,8 @@ LINE_BYTES = 1024 * 1024
 
 
 class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A request. `verb`: `create get list extend destroy sweep probe usage refusals cause layers save_layer
-    delete_layer ping quit`.
+    """A request. `verb`: `create get list extend destroy sweep probe usage refusals restrict_egress lift_egress cause
+    layers save_layer delete_layer branch_layer kept_layers delete_template ping quit`.
     """
 
     verb: str
@@ -31,7 +31,13 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
     name: str = ""
     owner: str | None = None
     expires_at: datetime | None = None
+    allow: tuple[str, ...] | None = None
+    """For `restrict_egress`: see egress_policy.parse_rules."""
     layer: str = ""
+    template: str = ""
+    """Its name; for `branch_layer` empty if the layer is for forks."""
+    stop: bool = False
+    """For `branch_layer`: end the machine's processes."""
     since: float = 0.0
     """For `refusals`: a moment of time.monotonic()."""
 
@@ -70,7 +76,9 @@ class Answer(msgspec.Struct, kw_only=True, omit_defaults=True):
     """All of them, the last first; empty from a daemon of an earlier version."""
     layers: list[LayerInfo] = msgspec.field(default_factory=list)
     done: bool = False
-    """`destroy`, `delete_layer`: it existed; `create`: it was created by this request; `quit`: the daemon ends."""
+    """`destroy`, `delete_layer`, `delete_template`: it existed; `create`: it was created by this request; `quit`: the daemon
+    ends.
+    """
     count: int = 0
 
 

@@ -90,6 +90,12 @@ class ControlServer:
                 return Answer(usage=await registry.usage(request.name))
             case Request(verb="refusals"):
                 return Answer(refusals=registry.refusals(request.name, request.since))
+            case Request(verb="restrict_egress", allow=allow) if allow is not None:
+                await registry.restrict_egress(request.name, allow)
+                return Answer(done=True)
+            case Request(verb="lift_egress"):
+                await registry.restrict_egress(request.name, None)
+                return Answer(done=True)
             case Request(verb="cause"):
                 causes = await registry.causes(request.name)
                 return Answer(cause=causes[0] if causes else None, causes=causes)
@@ -97,6 +103,14 @@ class ControlServer:
                 return Answer(layers=registry.layers())
             case Request(verb="save_layer"):
                 return Answer(layers=[await registry.save_layer(request.name, request.layer)])
+            case Request(verb="branch_layer"):
+                return Answer(
+                    layers=[await registry.branch_layer(request.name, request.layer, request.template, stop=request.stop)]
+                )
+            case Request(verb="delete_template"):
+                return Answer(done=await registry.delete_template(request.template))
+            case Request(verb="kept_layers"):
+                return Answer(layers=registry.kept_layers())
             case Request(verb="delete_layer"):
                 return Answer(done=await registry.delete_layer(request.layer))
             case Request(verb="ping"):

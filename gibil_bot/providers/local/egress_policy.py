@@ -101,6 +101,25 @@ class Rule:
         return name == self.name
 
 
+@dataclass(frozen=True, slots=True)
+class AllowList:
+    """The only endpoints that a machine may reach during an agent task, if the policy for all machines allows them, too."""
+
+    rules: tuple[Rule, ...]
+
+    def has_endpoint(self, name: str, port: int) -> bool:
+        """Return whether the endpoint is listed by its name, whatever it resolves to."""
+        return any(rule.names(name, port) for rule in self.rules)
+
+    def has_name(self, name: str) -> bool:
+        """Return whether any port of the name is listed."""
+        return any(rule.names(name, rule.port or 0) for rule in self.rules)
+
+    def has_address(self, address: Address, port: int) -> bool:
+        """Return whether the endpoint is listed by its address, which only operators do."""
+        return any(rule.network is not None and rule.matches("", address, port) for rule in self.rules)
+
+
 def parse_rules(entries: tuple[str, ...]) -> tuple[Rule, ...]:
     """Parse `host`, `host:port`, `*.example.com`, `10.0.0.0/8`, `[::1]:80`. Raises ConfigurationError with every bad entry."""
     rules, problems = [], []

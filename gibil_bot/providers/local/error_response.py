@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 
 from gibil_bot.providers.local.outbound import Blocked, Rejected
-from gibil_bot.providers.local.relay import BLOCK, Streams
+from gibil_bot.providers.local.relay import BLOCK, Streams, reset
 
 TLS_ACCESS_DENIED = b"\x15\x03\x03\x00\x02\x02\x31"
 """A record with the fatal alert access_denied (RFC 8446, section 6): programs print its name."""
@@ -23,6 +23,16 @@ def http_error(refused: Rejected) -> bytes:
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
     return head.encode() + body
+
+
+async def end_blocked(client: Streams, blocked: Blocked, protocol: str) -> None:
+    """End a blocked connection. `protocol`: see first_bytes.FirstBytes."""
+    if protocol == "http":
+        await send_last(client, http_error(blocked))
+    elif protocol == "tls":
+        await send_last(client, TLS_ACCESS_DENIED)
+    else:
+        reset(client[1])
 
 
 async def send_last(client: Streams, answer: bytes) -> None:

@@ -2,11 +2,13 @@
 
 Requests and answers are JSON datagrams on one SOCK_SEQPACKET socket, with descriptors (SCM_RIGHTS).
   {"spawn": id, "argv": […], "env": {…}} with stdin, stdout, stderr    → {"exit": id, "status": waitstatus as exit code}
+  {"spawn": id, …, "plain": [tag, command]}                            the same, if the machine has no environment: see _plain
   {"spawn": id, …, "size": [columns, rows]} without descriptors        → {"terminal": id} with the pty's master, then exit
   {"spawn": id, "job": true, "merged": bool} with spec, reply pipe    → exit
   {"kill": id, "signal": n, "session": bool}                           the process group, or all of its session
   {"kill_jobs": n}                                                     every process but this one and the recorders of jobs
   {"kill_all": n}                                                      every process of the machine but this one
+  {"listen": id, "port": n}                            → {"listening": id} with a socket that listens on the loopback interface
 A negative status is the signal that ended the process.
 """
 
@@ -47,6 +49,8 @@ ENVIRONMENT = {
 }
 """The environment that every command of the machine starts with. It has no proxy variables, because tests read them."""
 
+MACHINE_ENVIRONMENT = "/run/gibil/env"  # scripts/commands.py
+
 _VARIABLE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)")
 
 
@@ -67,6 +71,7 @@ MOST_DESCRIPTORS = 4096
 """Open descriptors of a job. The kernel limits by RLIMIT_NOFILE of the sender how many descriptors of one user are in transit
 through sockets, over all machines, so the limit of PID 1 and the daemon has to be well above that of jobs."""
 OOM_SCORE = "800"
+LISTEN_BACKLOG = 128
 
 
 class JobPriorities:
@@ -151,6 +156,8 @@ class _Init:
                     _signal(os.kill, pid, request["kill_jobs"])
         elif "kill_all" in request:
             _signal(os.kill, -1, request["kill_all"])
+        elif "listen" in request:
+            self._listen(request["listen"], request["port"])
 
     def _start(self, request: dict[str, Any], fds: list[int], deadline: float) -> bool:
         """Handle a request to start a process. False if there is no process slot now."""
@@ -213,14 +220,17 @@ class _Init:
             _limit_open_files(self._open_files)
             if self._priorities.nice:
                 os.nice(10)  # the io priority follows it, ioprio_set(2)
+            arguments, env = request["argv"], {**ENVIRONMENT, **request["env"]}
             try:
                 os.chdir(request.get("cwd", "/root"))
+                if "plain" in request and not os.path.lexists(MACHINE_ENVIRONMENT):
+                    arguments, env = _plain(request["plain"], env)
             except OSError:
                 if "cwd" in request:
                     raise
                 os.chdir("/")
-            arguments = [self._shell if word == "" else word for word in request["argv"]]
-            os.execvpe(arguments[0], arguments, {**ENVIRONMENT, **request["env"]})  # noqa: S606 - this is what PID 1 is for
+            arguments = [self._shell if word == "" else word for word in arguments]
+            os.execvpe(arguments[0], arguments, env)  # noqa: S606 - this is what PID 1 is for
         except BaseException as error:
             reason = error.strerror if isinstance(error, OSError) else repr(error)
             os.write(2, f"gibil: cannot start the command{_named(request)}: {reason}\n".encode())
@@ -263,8 +273,25 @@ class _Init:
             for member in _session(pid):
                 _signal(os.kill, member, which)
 
+    def _listen(self, number: int, port: int) -> None:
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind(("127.0.0.1", port))
+                listener.listen(LISTEN_BACKLOG)
+                self._send({"listening": number}, [listener.fileno()])
+        except OSError as error:
+            self._send({"listening": number, "errno": error.errno or errno.EIO})
+
     def _send(self, answer: dict[str, Any], fds: list[int] | None = None) -> None:
         socket.send_fds(self._control, [json.dumps(answer).encode()], fds or [])
+
+
+def _plain(plain: list[str], env: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Do what scripts/commands.enter_home does in a shell; return what to execute."""
+    tag, command = plain
+    marks = {"GIBIL_JOB": tag, "GIBIL_LEADER": str(os.getpid()), "OLDPWD": "/root", "PWD": "/root"}
+    return ["", "-c", command], {**env, **marks}
 
 
 def _named(request: dict[str, Any]) -> str:

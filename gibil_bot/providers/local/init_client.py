@@ -23,6 +23,7 @@ from gibil_bot.providers.local.fd_passing import receive
 from gibil_bot.providers.local.init import MESSAGE_BYTES
 
 _RETRY_S = 0.002
+_MOST_PLAIN = 4096
 _PATIENCE_S = 20.0
 """How long a command waits for descriptors that others have to release."""
 _BUSY = (errno.ETOOMANYREFS, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -70,6 +71,7 @@ class InitClient:
         self._mounts: int | None = None
         """The machine's mount namespace. While it is open, the end of the last process doesn't unmount the file systems."""
         self._commands: dict[int, Command] = {}
+        self._listens: dict[int, asyncio.Future[socket.socket]] = {}
         self._queue: deque[tuple[int | None, bytes]] = deque()
         """(id of the command to start, or None for a kill; message)."""
         self._count = 0
@@ -98,9 +100,21 @@ class InitClient:
         if self._root is not None:
             os.fchown(fd, self._root, self._root)
 
-    def spawn(self, command: Command, arguments: list[str], env: dict[str, str], size: tuple[int, int] | None = None) -> int:
-        """Start a command and return its id. Raises ProviderError if the request is too large or the machine has ended."""
+    def spawn(
+        self,
+        command: Command,
+        arguments: list[str],
+        env: dict[str, str],
+        size: tuple[int, int] | None = None,
+        plain: tuple[str, str] | None = None,
+    ) -> int:
+        """Start a command and return its id. Raises ProviderError if the request is too large or the machine has ended.
+
+        `plain`: the same, as read_plain_command returns it.
+        """
         request: dict[str, Any] = {"argv": arguments, "env": env}
+        if plain and len(plain[1]) < _MOST_PLAIN:
+            request["plain"] = plain
         if size:
             request["size"] = size
         return self._start(command, request)
@@ -138,6 +152,18 @@ class InitClient:
         self._queue.append((None, json.dumps({"kill": number, "signal": int(which), "session": session}).encode()))
         self._flush()
 
+    async def listen(self, port: int) -> socket.socket:
+        """Return a socket that listens on the machine's 127.0.0.1; 0 is any free port. Raises OSError, ProviderError."""
+        if self._closed:
+            raise ProviderError("the machine has ended")
+        self._count += 1
+        number = self._count
+        listening: asyncio.Future[socket.socket] = self._loop.create_future()
+        self._listens[number] = listening
+        self._queue.append((None, json.dumps({"listen": number, "port": port}).encode()))
+        self._flush()
+        return await listening
+
     def kill_jobs(self) -> None:
         """Send SIGKILL to every process but PID 1 and the recorders of jobs, which store how the jobs ended.
 
@@ -164,6 +190,10 @@ class InitClient:
         self._control.close()
         self._queue.clear()
         self._commands.clear()
+        for listening in self._listens.values():
+            if not listening.done():
+                listening.set_exception(ProviderError("the machine has ended"))
+        self._listens.clear()
         if not self.ready.done():
             self.ready.set_exception(SpawnFailed("starting PID 1", None, "it ended without a message"))
             self.ready.exception()  # retrieved, so that asyncio doesn't log an error that no caller waits for
@@ -239,6 +269,14 @@ class InitClient:
                 command.on_exit(int(answer["status"]))
         elif "terminal" in answer and answer["terminal"] in self._commands and fds:
             self._commands[answer["terminal"]].on_terminal(fds.pop(0))
+        elif "listening" in answer:
+            listening = self._listens.pop(answer["listening"], None)
+            if listening is not None and not listening.done():  # otherwise the caller was cancelled
+                if fds:
+                    listening.set_result(socket.socket(fileno=fds.pop(0)))
+                else:
+                    number = answer.get("errno", errno.EMFILE)  # without room for its descriptor, an answer comes without it
+                    listening.set_exception(OSError(number, os.strerror(number)))
         elif "ready" in answer and not self.ready.done():
             self.routed = answer["routed"]
             self.ready.set_result([socket.socket(fileno=fds.pop(0)) for _ in range(answer["ready"])])

@@ -15,7 +15,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +33,9 @@ from gibil_bot.providers.local.rmtree import remove_tree
 LAYER_ID = re.compile(r"[0-9a-f]{8,40}")
 MOST_LAYERS = 8
 """Most layers below a machine. All are looked through for a file that the upper ones don't have."""
+MOST_FORKED = 24
+"""The same for a machine that was forked: each fork adds one. The kernel takes a page of mount options, 40 layers or so."""
+FORK, TEMPLATE = "fork", "template"
 IN_USE = "LAYER_IN_USE"
 
 _FORMAT = 1
@@ -65,6 +68,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str
     """Changes if its file or its top folders change."""
     digest: str = ""
+    kind: str = ""
+    """See model.LayerInfo, as for the following."""
+    template: str = ""
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
 
     def signed(self) -> Manifest:
         return msgspec.structs.replace(self, digest=self._digest())
@@ -73,7 +80,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return self.format == _FORMAT and self.digest == self._digest()
 
     def _digest(self) -> str:
-        return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(self, digest=""))).hexdigest()
+        fields = msgspec.to_builtins(msgspec.structs.replace(self, digest=""))
+        if not self.kind:  # an earlier version wrote the others without these
+            for name in ("kind", "template", "labels"):
+                del fields[name]
+        return hashlib.sha256(msgspec.json.encode(fields)).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +109,7 @@ class LayerStore:
         self._mounts: dict[str, Image] = {}
         """Mounted images by layer, least recently used first."""
         self._mounting = threading.Lock()
+        self._sealing = threading.Lock()
 
     def load(self) -> None:
         """Read the manifests, and remove everything else. Blocking; before any other method."""
@@ -111,23 +123,55 @@ class LayerStore:
         for name in [name for name in self._layers if self._missing_below(name)]:
             remove_tree(self._folder(name))
             del self._layers[name]
+        while forks := self.unused_forks():
+            for name in forks:
+                remove_tree(self._folder(name))
+                del self._layers[name]
 
     def infos(self) -> list[LayerInfo]:
-        """Return all layers, oldest first."""
-        return [_info(layer) for layer in sorted(self._layers.values(), key=lambda layer: (layer.created_at, layer.id))]
+        """Return the layers of runs, oldest first."""
+        return self._infos(lambda layer: not layer.kind)
+
+    def kept(self) -> list[LayerInfo]:
+        """Return the layers that are templates, oldest first."""
+        return self._infos(lambda layer: layer.kind == TEMPLATE)
+
+    def template(self, name: str) -> LayerInfo | None:
+        return next((info for info in self.kept() if info.template == name), None)
+
+    def unused_forks(self) -> list[str]:
+        """Return the layers of forked machines that no machine and no other layer is based on."""
+        used = frozenset[str | None]().union((layer.parent for layer in self._layers.values()), *self._users.values())
+        return [layer.id for layer in self._layers.values() if layer.kind == FORK and layer.id not in used]
+
+    def _infos(self, wanted: Callable[[Manifest], bool]) -> list[LayerInfo]:
+        found = sorted(filter(wanted, self._layers.values()), key=lambda layer: (layer.created_at, layer.id))
+        return [self._info(layer) for layer in found]
 
     def info(self, layer_id: str) -> LayerInfo | None:
         layer = self._layers.get(layer_id)
-        return None if layer is None else _info(layer)
+        return None if layer is None else self._info(layer)
 
-    def check_new(self, layer_id: str, parent: str | None) -> None:
-        """Check that a layer of that name can be created on top of `parent`. Raises UsageError."""
+    def _info(self, layer: Manifest) -> LayerInfo:
+        size_mb = layer.size_mb
+        if layer.kind == TEMPLATE:
+            parent = layer.parent
+            while parent is not None:
+                below = self._layers[parent]
+                size_mb, parent = size_mb + below.size_mb, below.parent
+        return LayerInfo(
+            id=layer.id, parent=layer.parent, depth=layer.depth, size_mb=size_mb, created_at=layer.created_at,
+            kind=layer.kind, template=layer.template, labels=layer.labels,
+        )  # fmt: skip
+
+    def check_new(self, layer_id: str, parent: str | None, most: int = MOST_LAYERS) -> None:
+        """Check that a layer of that name can be created on top of `parent`, of at most `most`. Raises UsageError."""
         if not LAYER_ID.fullmatch(layer_id):
             raise UsageError(f"{layer_id!r} is not a valid id of a layer: use 8 to 40 hexadecimal digits")
         if layer_id in self._layers:
             raise UsageError(f"a layer {layer_id} exists already; choose another id")
-        if parent is not None and parent in self._layers and self._layers[parent].depth >= MOST_LAYERS:
-            raise UsageError(f"the machine is based on {MOST_LAYERS} layers, which is the most; start from a plain machine")
+        if parent is not None and parent in self._layers and self._layers[parent].depth >= most:
+            raise UsageError(f"the machine is based on {most} layers, which is the most; start from a plain machine")
 
     def use(self, machine: str, layer_id: str, base_tree: str, runtimes: frozenset[str] = frozenset()) -> tuple[str, ...]:
         """Return the layers below a machine, uppermost first, which aren't deleted until `release`. Raises ProviderError.
@@ -147,6 +191,10 @@ class LayerStore:
         self._users[machine] = frozenset(layer.id for layer in chain)
         self._used_at |= {layer.id: datetime.now(UTC) for layer in chain}
         return tuple(layer.id for layer in chain)
+
+    def hold(self, machine: str, layer_id: str) -> None:
+        """Add a layer that is about to exist to those that aren't deleted until `release`."""
+        self._users[machine] = self._users.get(machine, frozenset()) | {layer_id}
 
     def release(self, machine: str) -> None:
         self._users.pop(machine, None)
@@ -173,6 +221,9 @@ class LayerStore:
         parent: str | None,
         base_tree: str,
         runtimes: frozenset[str] = frozenset(),
+        kind: str = "",
+        template: str = "",
+        labels: Mapping[str, str] | None = None,
     ) -> LayerInfo:
         """Move the disk of an ended machine to a new layer, which `seal` makes permanent. Blocking. Raises OSError.
 
@@ -212,6 +263,9 @@ class LayerStore:
             size_mb=size_mb,
             created_at=datetime.now(UTC),
             fingerprint="",
+            kind=kind,
+            template=template,
+            labels=dict(labels or {}),
         )
         self._unsealed.add(layer_id)
         if image is not None:
@@ -219,13 +273,23 @@ class LayerStore:
             with self._mounting:
                 self._mounts[layer_id] = image
         self._layers[layer_id] = layer
-        return _info(layer)
+        return self._info(layer)
 
     def seal(self, layer_id: str) -> None:
-        """Write the data of a new layer to the disk, then its manifest. Blocking. Raises OSError."""
+        """Write the data of a new layer to the disk, then its manifest; those below it first. Blocking. Raises OSError."""
+        with self._sealing:
+            chain: list[str] = []
+            at: str | None = layer_id
+            while at is not None and at in self._layers:
+                chain.append(at)
+                at = self._layers[at].parent
+            for each in reversed(chain):
+                self._seal(each)
+
+    def _seal(self, layer_id: str) -> None:
         layer = self._layers.get(layer_id)
         if layer is None or layer_id not in self._unsealed:
-            return  # it was deleted meanwhile
+            return  # it was deleted meanwhile, or is permanent
         folder = self._folder(layer_id)
         if layer.image:
             with self._mounting:
@@ -240,14 +304,30 @@ class LayerStore:
         layer = msgspec.structs.replace(layer, fingerprint=self._fingerprint(layer)).signed()
         if layer_id not in self._layers:
             return
+        self._write(layer)
+        self._layers[layer_id] = layer
+        self._unsealed.discard(layer_id)
+
+    def demote(self, layer_id: str) -> None:
+        """Make a template a layer that is deleted with the last machine and layer based on it. Blocking. Raises OSError."""
+        with self._sealing:
+            layer = self._layers.get(layer_id)
+            if layer is None:
+                return
+            layer = msgspec.structs.replace(layer, kind=FORK, template="")
+            if layer_id not in self._unsealed:
+                layer = layer.signed()
+                self._write(layer)
+            self._layers[layer_id] = layer
+
+    def _write(self, layer: Manifest) -> None:
+        folder = self._folder(layer.id)
         draft = folder / f".{_MANIFEST}"
         draft.write_bytes(msgspec.json.encode(layer))
         _sync_file(draft)
         draft.rename(folder / _MANIFEST)
         for path in (folder, self._paths.layers):
             _sync_file(path)
-        self._layers[layer_id] = layer
-        self._unsealed.discard(layer_id)
 
     def remove(self, layer_id: str) -> Callable[[], None] | None:
         """Forget a layer; return the blocking function that deletes its files, or None if the layer doesn't exist.
@@ -283,18 +363,21 @@ class LayerStore:
     def least_used(self, keep: str | None) -> str | None:
         """Return the layer that was used longest ago, of those that nothing uses; None if there is none. Not `keep`."""
         used = frozenset[str | None]().union({keep, *(layer.parent for layer in self._layers.values())}, *self._users.values())
-        idle = [layer for layer in self._layers.values() if layer.id not in used | self._unsealed]
+        idle = [layer for layer in self._layers.values() if layer.kind != TEMPLATE and layer.id not in used | self._unsealed]
         return min(idle, key=lambda layer: self._used_at.get(layer.id, layer.created_at)).id if idle else None
 
     def outdated(self, base_trees: Iterable[str]) -> list[str]:
-        """Return the layers that are based on none of these base trees, uppermost first. No machine can start from them."""
+        """Return the layers that are based on none of these base trees, uppermost first. No machine can start from them.
+
+        Without templates, which their users delete.
+        """
         valid = set(base_trees)
-        found = [layer for layer in self._layers.values() if layer.base_tree not in valid]
+        found = [layer for layer in self._layers.values() if layer.base_tree not in valid and layer.kind != TEMPLATE]
         return [layer.id for layer in sorted(found, key=lambda layer: -layer.depth)]
 
     def without_runtimes(self, stored: frozenset[str]) -> list[str]:
         """Return the layers whose machines had a runtime that isn't stored any more, uppermost first."""
-        found = [layer for layer in self._layers.values() if not stored.issuperset(layer.runtimes)]
+        found = [layer for layer in self._layers.values() if not stored.issuperset(layer.runtimes) and layer.kind != TEMPLATE]
         return [layer.id for layer in sorted(found, key=lambda layer: -layer.depth)]
 
     def close(self) -> None:
@@ -356,12 +439,6 @@ def close_all(layers: Iterable[LowerLayer]) -> None:
     for layer in layers:
         if layer.mount is not None:
             os.close(layer.mount)
-
-
-def _info(layer: Manifest) -> LayerInfo:
-    return LayerInfo(
-        id=layer.id, parent=layer.parent, depth=layer.depth, size_mb=layer.size_mb, created_at=layer.created_at
-    )  # fmt: skip
 
 
 def _mount_when_detached(path: Path) -> Image:

@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from gibil_bot.model import Endpoint, LayerInfo, Machine, MachineSpec, Usage
 from gibil_bot.providers.local.base_tree import Layout
 from gibil_bot.providers.local.control_protocol import Cause
 from gibil_bot.providers.local.disk_images import Image, Images, image_disk_mb
-from gibil_bot.providers.local.egress_policy import allowed_networks, loopback_ports
+from gibil_bot.providers.local.egress_policy import allowed_networks, loopback_ports, parse_rules
 from gibil_bot.providers.local.egress_proxy import EgressProxy
 from gibil_bot.providers.local.end_causes import write_cause
 from gibil_bot.providers.local.fork_client import ForkClient, SpawnedMachine
@@ -34,7 +34,7 @@ from gibil_bot.providers.local.mounts import SpawnRequest
 from gibil_bot.providers.local.outbound import Outbound, RefusalLog
 from gibil_bot.providers.local.paths import LocalPaths, await_dead_machine, clear_dead_machine
 from gibil_bot.providers.local.proc_views import Views
-from gibil_bot.providers.local.relay import forward
+from gibil_bot.providers.local.relay import Connections, forward
 from gibil_bot.providers.local.route import PROXY
 from gibil_bot.providers.local.runtime_store import NO_TREES, SharedTrees
 from gibil_bot.providers.local.usage_poller import (
@@ -48,6 +48,7 @@ from gibil_bot.providers.local.usage_poller import (
     memory_mb,
     open_files,
 )
+from gibil_bot.ssh.answers import printable
 
 if TYPE_CHECKING:
     from gibil_bot.providers.local.ssh_server import MachineSSHServer
@@ -65,6 +66,7 @@ _MEASURE_CPU_S = 4.0
 """Processor time for one measurement. A disk that takes longer holds too many files."""
 _FAILED_MEASUREMENTS = 5
 _PIDS_ABOVE = 8
+_NAMED_PROCESSES = 8
 _MEASURE_S = 5.0
 """How long a request for the usage waits for a measurement of the disk; then the last one is used."""
 
@@ -104,6 +106,9 @@ class ManagedMachine:
         self._context, self.spec, self._limits, self._on_lost = context, spec, limits, on_lost
         self._chain = chain
         self._runtimes = NO_TREES
+        self._socket_path = ""
+        self.layout: Layout | None = None
+        """What its root file system was composed of."""
         self._destroying = False
         self._number: int | None = None
         self._init_pid = 0
@@ -136,6 +141,11 @@ class ManagedMachine:
         self._tasks: set[asyncio.Task[None]] = set()
         self.refusals = RefusalLog()
         """Connections that the egress proxy blocked."""
+        self.egress_only: tuple[str, ...] | None = None
+        """The allow-list of the agent task that works on it. Set before `create`, it holds from the first process on."""
+        self._egress_proxy: EgressProxy | None = None
+        self._forwarded = Connections()
+        """Connections to loopback endpoints of the host."""
         self.machine: Machine | None = None
         """Set once it is created."""
 
@@ -157,10 +167,20 @@ class ManagedMachine:
         return self._limits.disk_mb if self._image is not None else None
 
     async def create(
-        self, base_tree: str, layout: Layout, expires_at: datetime, created_at: datetime, runtimes: SharedTrees = NO_TREES
+        self,
+        base_tree: str,
+        layout: Layout,
+        expires_at: datetime,
+        created_at: datetime,
+        runtimes: SharedTrees = NO_TREES,
+        socket_path: str = "",
     ) -> Machine:
-        """Create the machine; after an error nothing of it is left. Raises SpawnFailed, ProviderError."""
-        self._runtimes = runtimes
+        """Create the machine; after an error nothing of it is left. Raises SpawnFailed, ProviderError.
+
+        `socket_path`: where its SSH server listens, chosen if it is empty.
+        """
+        self._runtimes, self.layout = runtimes, layout
+        self._socket_path = socket_path or str(self._context.runtime / f"{secrets.token_hex(4)}.sock")
         try:
             self.machine = await self._create(base_tree, layout, created_at, expires_at)
         except BaseException:
@@ -171,7 +191,8 @@ class ManagedMachine:
     async def _create(self, base_tree: str, layout: Layout, created_at: datetime, expires_at: datetime) -> Machine:
         spec, context = self.spec, self._context
         outbound = Outbound(spec.egress_allow, own_name=spec.name, refusals=self.refusals, host_network=_HOST_NETWORK)
-        egress_proxy = EgressProxy(outbound)
+        self._egress_proxy = egress_proxy = EgressProxy(outbound)
+        await egress_proxy.restrict(self.egress_only)
         listeners = [address for address in loopback_ports(spec.egress_allow) if address != PROXY]
         request: SpawnRequest = {
             "name": spec.name,
@@ -217,7 +238,7 @@ class ManagedMachine:
         from gibil_bot.providers.local.ssh_server import MachineSSHServer
 
         self._ssh_server = MachineSSHServer(self._init_client)
-        path = str(context.runtime / f"{secrets.token_hex(4)}.sock")
+        path = self._socket_path
         try:
             public = await self._ssh_server.open(path, spec.host_key, spec.authorized_key)
         except ValueError as error:
@@ -234,7 +255,15 @@ class ManagedMachine:
             raise SpawnFailed("starting PID 1", None, f"not ready after {_READY_S:.0f} s") from None
         self._supervise(egress_proxy.serve(proxy, *routed))
         for listener, (host, port) in zip(others, listeners, strict=True):
-            self._supervise(forward(listener, host, port))
+            self._supervise(
+                forward(
+                    listener,
+                    host,
+                    port,
+                    connections=self._forwarded,
+                    is_allowed=lambda host=host, port=port: outbound.may_forward(host, port),  # type: ignore[misc]
+                )
+            )
         self._memory = Memory.of(self._init_client.memory)
         self._views = Views(self._init_client.views, self._limits.memory_mb, request["cpus"])
         if context.groups.memory == "polled":
@@ -276,23 +305,55 @@ class ManagedMachine:
         await asyncio.to_thread(self._clear)
         self._context.later(self._unmount, image)
 
-    async def become_layer(self, layer_id: str, base_tree: str) -> LayerInfo:
-        """End the machine and make its disk a layer; the rest of it is left for `destroy`. Raises OSError, ProviderError."""
+    async def restrict_egress(self, allow: tuple[str, ...] | None) -> None:
+        """See EgressProxy.restrict. Raises ConfigurationError."""
+        assert self._egress_proxy is not None
+        parse_rules(allow or ())
+        if allow == self.egress_only:
+            return
+        self.egress_only = allow  # before anything is awaited, so that a fork has it, too
+        await self._egress_proxy.restrict(allow)
+        if allow is not None:
+            await self._forwarded.end()
+
+    @property
+    def runtimes(self) -> SharedTrees:
+        """The stored runtimes that it has."""
+        return self._runtimes
+
+    def processes(self) -> list[str]:
+        """Return the names of some processes that run on it."""
+        if not has_processes(self._init_pid):
+            return []
+        found = []
+        for pid in family(self._init_pid)[:_NAMED_PROCESSES]:
+            with contextlib.suppress(OSError):  # it has ended
+                found.append(printable(Path(f"/proc/{pid}/comm").read_text(errors="replace").strip(), 15))
+        return list(dict.fromkeys(found))
+
+    async def become_layer(
+        self, layer_id: str, base_tree: str, kind: str = "", template: str = "", labels: Mapping[str, str] | None = None
+    ) -> LayerInfo:
+        """End the machine and make its disk a layer; the rest of it is left for `destroy`. Raises OSError, ProviderError.
+
+        `kind`, `template`, `labels`: see model.LayerInfo.
+        """
         await self._end()
         size_mb = 0
         if self._image is None:
             most = self._limits.disk_mb * FILES_PER_MB
             tree = await self._context.link.measure(str(self.folder / "disk"), most, _MEASURE_CPU_S)
             size_mb = tree.kb // 1024 if tree is not None else self._disk_seen_mb
-        return await asyncio.to_thread(self._give_disk, layer_id, base_tree, size_mb)
+        purpose = kind, template, labels or {}
+        return await asyncio.to_thread(self._give_disk, layer_id, base_tree, size_mb, purpose)
 
-    def _give_disk(self, layer_id: str, base_tree: str, size_mb: int) -> LayerInfo:
+    def _give_disk(self, layer_id: str, base_tree: str, size_mb: int, purpose: tuple[str, str, Mapping[str, str]]) -> LayerInfo:
         if not await_dead_machine(self._context.paths, self.spec.name):
             raise ProviderError(
                 f"machine {self.spec.name}: its processes don't end; destroy it: gibil destroy {self.spec.name}"
             )
         info = self._context.layers.adopt(
-            layer_id, self.folder, self._image or size_mb, self.spec.layer, base_tree, self._runtimes.entries
+            layer_id, self.folder, self._image or size_mb, self.spec.layer, base_tree, self._runtimes.entries, *purpose
         )
         self._image = None
         return info
@@ -314,6 +375,8 @@ class ManagedMachine:
 
     async def usage(self) -> Usage:
         """Return the values that are compared with the limits, and show them on the machine, too. Raises ProviderError."""
+        if self._memory is None:
+            raise ProviderError(f"machine {self.spec.name} is being created, or forked; try again")
         try:
             memory = await asyncio.to_thread(self._context.groups.memory_used_mb, self.spec.name)
         except OSError as error:

@@ -20,6 +20,7 @@ from typing import Any
 from gibil_bot.model import Refusal, Refusals
 from gibil_bot.providers.local.egress_policy import (
     Address,
+    AllowList,
     endpoint,
     is_itself,
     is_own_name,
@@ -100,6 +101,8 @@ class Outbound:
         self._shares_host_network = host_network is not None
         self._resolve = resolve or self._getaddrinfo
         self._connect_s = connect_s
+        self.only: AllowList | None = None
+        """What may be reached during an agent task, and nothing else."""
         self._resolver_threads: ThreadPoolExecutor | None = None
 
     def close(self) -> None:
@@ -115,6 +118,24 @@ class Outbound:
     def allows_name(self, name: str, port: int) -> bool:
         """Return whether the operator allows the endpoint by its name, whatever it resolves to."""
         return any(rule.names(name, port) for rule in self._rules)
+
+    def may_forward(self, host: str, port: int) -> bool:
+        """Return whether a loopback endpoint of the host may be reached now, which is allowed otherwise."""
+        address = parse_address(host)
+        if self.only is None or self.only.has_address(address, port):
+            return True
+        if is_itself(address) and self.only.has_endpoint("localhost", port):
+            return True
+        self.record(self.unlisted(host, port))
+        return False
+
+    def unlisted(self, host: str, port: int) -> Blocked:
+        """Return the error for an endpoint that isn't in the allow-list of the agent task. `port` 0: none is known."""
+        return Blocked(
+            Refusal(host=host, port=port, unlisted=True),
+            f"{endpoint(host, port) if port else host} isn't in the allow-list of this agent task; add the host to `allow:` of "
+            "the task, or let the operator add it to GIBIL_EGRESS_ALLOW",
+        )
 
     def has_rule_for(self, name: str) -> bool:
         """Return whether the operator allows a port of this name."""
@@ -154,6 +175,9 @@ class Outbound:
     async def _allowed(self, host: str, port: int) -> list[SockAddress]:
         """Return the allowed addresses of `host`, at least one. Raises Blocked if none is allowed."""
         own = is_own_name(host, self.own_name)
+        # Before it is resolved: the question alone would carry the name's labels to any name server.
+        if self.only is not None and not own and not self._is_listed(host, port):
+            raise self.unlisted(host, port)
         try:
             candidates = await self._resolve(host, port)
         except (OSError, UnicodeError):
@@ -182,6 +206,12 @@ class Outbound:
             f"{endpoint(host, port)} {why or 'has no address'}, so machines may not reach it; "
             f"the operator can allow it with GIBIL_EGRESS_ALLOW={endpoint(host, port)}",
         )
+
+    def _is_listed(self, host: str, port: int) -> bool:
+        assert self.only is not None
+        with contextlib.suppress(ValueError):
+            return self.only.has_address(parse_address(host), port)
+        return self.only.has_endpoint(host, port)
 
     async def _why_not(self, address: Address) -> str:
         """Return why an address that no rule allows is blocked; "" if it isn't."""

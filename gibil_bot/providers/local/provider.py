@@ -7,15 +7,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from pathlib import Path
 
 from gibil_bot.errors import MachineNotFound, ProviderError, UsageError
-from gibil_bot.model import Capabilities, LayerInfo, Machine, MachineSpec, Refusals, SizeOffer, Usage
+from gibil_bot.model import (
+    Capabilities,
+    EgressRestriction,
+    LayerInfo,
+    Machine,
+    MachineSpec,
+    Refusals,
+    SizeOffer,
+    Template,
+    Usage,
+)
+from gibil_bot.ports import Shell
 from gibil_bot.providers.local import daemon_start
 from gibil_bot.providers.local.control_protocol import Answer, ControlConnection, Request, Unanswered
+from gibil_bot.providers.local.egress_policy import parse_rules
 from gibil_bot.providers.local.end_causes import read_cause
 from gibil_bot.providers.local.layers import gone
 from gibil_bot.providers.local.limits import DISK_MB, NO_ROOM, SIZES_MB, Groups, find_hierarchies
@@ -44,13 +57,15 @@ _ROOM_POLL_S = 0.5
 
 
 class LocalProvider:
-    """Implements ports.Provider, Explains, Filtering, Layering, Metered, Noticing and Offering.
+    """Implements ports.Provider, Explains, Filtering, Forking, Layering, Metered, Noticing, Offering, Restricting and
+    Templating.
 
     `daemon_idle_s`: how long a daemon that this provider starts runs without machines. `room_wait_s`: how long `create` waits
     for memory that is promised to other machines.
     """
 
     name = "local"
+    is_local = True
 
     def __init__(self, data_dir: Path, *, daemon_idle_s: float = daemon_start.IDLE_S, room_wait_s: float = 0.0) -> None:
         self._paths = LocalPaths(data_dir.absolute())
@@ -141,6 +156,24 @@ class LocalProvider:
         except UsageError:  # a daemon of an earlier version
             return Refusals()
 
+    async def restrict_egress(self, name: str, allow: tuple[str, ...], shell: Shell | None = None) -> EgressRestriction:
+        """As Restricting.restrict_egress. The daemon does it, so nothing of the machine takes part in it."""
+        await self._ask_about_egress(Request(verb="restrict_egress", name=name, allow=allow))
+        return EgressRestriction()
+
+    async def lift_egress(self, name: str, shell: Shell | None = None) -> None:
+        await self._ask_about_egress(Request(verb="lift_egress", name=name))
+
+    async def _ask_about_egress(self, request: Request) -> None:
+        parse_rules(request.allow or ())
+        try:
+            await self._ask_about(request)
+        except UsageError as error:
+            raise ProviderError(
+                f"machine {request.name} was created by the daemon of an earlier version, which can't limit what an agent "
+                "reaches; destroy the machines of this data directory, and try again"
+            ) from error
+
     async def cause(self, name: str, since: datetime | None = None) -> str | None:
         """As Explains.cause. Also known of a machine that doesn't exist any more, for a day."""
         try:
@@ -165,6 +198,21 @@ class LocalProvider:
             await tether.close()
         (info,) = answer.layers
         return info
+
+    async def fork_layer(self, name: str, layer_id: str, *, stop: bool = False) -> LayerInfo:
+        (info,) = (await self._ask_about(Request(verb="branch_layer", name=name, layer=layer_id, stop=stop))).layers
+        return info
+
+    async def save_template(self, name: str, template: str, *, stop: bool = False) -> Template:
+        request = Request(verb="branch_layer", name=name, layer=secrets.token_hex(16), template=template, stop=stop)
+        (info,) = (await self._ask_about(request)).layers
+        return _template(info)
+
+    async def templates(self) -> list[Template]:
+        return [_template(info) for info in (await self._ask_started(Request(verb="kept_layers"))).layers]
+
+    async def delete_template(self, template: str) -> bool:
+        return (await self._ask_started(Request(verb="delete_template", template=template))).done
 
     async def delete_layer(self, layer_id: str) -> bool:
         return (await self._ask_started(Request(verb="delete_layer", layer=layer_id))).done
@@ -316,6 +364,13 @@ class LocalProvider:
             with contextlib.suppress(OSError):  # the next daemon tries again
                 empty_trash(self._paths.trash)
             return gone
+
+
+def _template(info: LayerInfo) -> Template:
+    return Template(
+        name=info.template, provider=LocalProvider.name, id=info.id, size_mb=info.size_mb, created_at=info.created_at,
+        labels=info.labels, layer=info.id,
+    )  # fmt: skip
 
 
 @contextlib.asynccontextmanager

@@ -63,6 +63,19 @@ def parse_request(head: bytes) -> ProxyRequest:
     )
 
 
+def parse_direct_request(head: bytes) -> ProxyRequest:
+    """Parse the head of a request that a client sent to the server itself: origin form, and one Host. Raises BadRequest."""
+    start, _, rest = head.partition(b"\r\n")
+    words = start.split(b" ")
+    hosts = [line for line in rest.split(b"\r\n") if line.partition(b":")[0].strip().lower() == b"host"]
+    if len(words) != 3 or not words[1].startswith(b"/") or len(hosts) != 1:
+        raise BadRequest("not a request for a path with one Host field")
+    host = hosts[0].partition(b":")[2].strip(b" \t")
+    if not re.fullmatch(rb"[A-Za-z0-9_.:\[\]-]+", host):
+        raise BadRequest("the host or the port is malformed")
+    return parse_request(b"%s http://%s%s %s\r\n%s" % (words[0], host, words[1], words[2], rest))
+
+
 def close_after(head: bytes) -> tuple[int, bytes]:
     """Return the status of a server's response head, and the head changed to close the connection after this response.
 

@@ -15,34 +15,39 @@ import contextlib
 from ipaddress import IPv4Address
 
 from gibil_bot.model import Refusal
-from gibil_bot.providers.local.error_response import TLS_ACCESS_DENIED, http_error, send_last
-from gibil_bot.providers.local.first_bytes import MOST_BYTES, FirstBytes, read_first_bytes
+from gibil_bot.providers.local.error_response import end_blocked
+from gibil_bot.providers.local.first_bytes import FirstBytes
+from gibil_bot.providers.local.listed import ListedConnections, receive_first_bytes
 from gibil_bot.providers.local.outbound import Blocked, Outbound, Rejected
-from gibil_bot.providers.local.relay import Streams, close, relay, reset
+from gibil_bot.providers.local.relay import Streams, closing, relay, reset
 from gibil_bot.providers.local.resolver import Resolver
 from gibil_bot.providers.local.route import DNS_PORT, PLACEHOLDERS
 
 FIRST_BYTES_S = 1.0
-_MOST_READS = 64
 
 
 class RedirectedConnections:
-    """`idle_s`: see EgressProxy."""
+    """`listed` serves them during an agent task. `idle_s`: see EgressProxy."""
 
-    def __init__(self, outbound: Outbound, resolver: Resolver, idle_s: float) -> None:
-        self._outbound, self._resolver, self._idle_s = outbound, resolver, idle_s
+    def __init__(self, outbound: Outbound, resolver: Resolver, listed: ListedConnections, idle_s: float) -> None:
+        self._outbound, self._resolver, self._listed, self._idle_s = outbound, resolver, listed, idle_s
 
     async def serve(self, client: Streams, address: str, port: int) -> None:
         """Serve a connection that was meant for this endpoint."""
         if port == DNS_PORT:
             await self._resolver.serve_stream(client)
             return
+        is_placeholder = IPv4Address(address) in PLACEHOLDERS
+        host = self._resolver.name_of(address) or "" if is_placeholder else address
+        if self._listed.decides(host, port):
+            await self._listed.serve(client, "" if host == address else host, address, port)
+            return
         read = b""
         try:
             try:
                 server = await self._connect(address, port)
             except Blocked as blocked:
-                read, first = await _first_bytes(client)
+                read, first = await receive_first_bytes(client, FIRST_BYTES_S)
                 if not first.host or not self._outbound.allows_name(first.host, port):
                     await self._explain(blocked, address, first, client)
                     return
@@ -50,11 +55,9 @@ class RedirectedConnections:
         except Rejected:
             reset(client[1])  # a program sees the connection end, as it would if a firewall rejected it
             return
-        try:
+        async with closing(server):
             server[1].write(read)
             await relay(client, server, self._idle_s)
-        finally:
-            await close(server[1])
 
     async def _connect(self, address: str, port: int) -> Streams:
         if IPv4Address(address) in PLACEHOLDERS:
@@ -69,12 +72,7 @@ class RedirectedConnections:
         if blocked.refusal.host == address and await self._belongs_to(address, first.host):
             blocked = Blocked(Refusal(host=first.host, port=blocked.refusal.port), blocked.message)
         self._outbound.record(blocked)
-        if first.protocol == "http":
-            await send_last(client, http_error(blocked))
-        elif first.protocol == "tls":
-            await send_last(client, TLS_ACCESS_DENIED)
-        else:
-            reset(client[1])
+        await end_blocked(client, blocked, first.protocol)
 
     async def _belongs_to(self, address: str, name: str) -> bool:
         """Return whether the name has this address, so that a report may name it: clients can write any name."""
@@ -84,18 +82,3 @@ class RedirectedConnections:
             async with asyncio.timeout(FIRST_BYTES_S):
                 return address in map(str, await self._outbound.resolve(name))
         return False
-
-
-async def _first_bytes(client: Streams) -> tuple[bytes, FirstBytes]:
-    """Read until the host is known, for a limited time and number of bytes."""
-    read = b""
-    first = read_first_bytes(read)
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(FIRST_BYTES_S):
-            for _attempt in range(_MOST_READS):
-                data = await client[0].read(MOST_BYTES - len(read))
-                read += data
-                first = read_first_bytes(read)
-                if not data or first.complete:
-                    break
-    return read, first

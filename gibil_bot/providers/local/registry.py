@@ -25,13 +25,14 @@ from gibil_bot.providers.local.end_causes import forget_cause, forget_old_causes
 from gibil_bot.providers.local.expiry import Expiry
 from gibil_bot.providers.local.fork_client import ForkClient
 from gibil_bot.providers.local.init_client import SpawnFailed
-from gibil_bot.providers.local.layers import LayerStore
+from gibil_bot.providers.local.layers import FORK, MOST_FORKED, TEMPLATE, LayerStore
 from gibil_bot.providers.local.limits import NO_ROOM, Groups, Limits, find_hierarchies, floor_mb, limits_of
 from gibil_bot.providers.local.managed_machine import MachineContext, ManagedMachine, load_ssh_server
 from gibil_bot.providers.local.paths import LocalPaths, clear_dead_machine, groups_prefix, own_privilege
 from gibil_bot.providers.local.rmtree import remove_tree
 from gibil_bot.providers.local.runtime_store import FILLING, RuntimeStore, RuntimeTrees, SharedTrees
 from gibil_bot.providers.local.trash import BackgroundDeletion, waiting
+from gibil_bot.providers.templates import CODE_LABELS, name_taken
 
 _APT = Path("/usr/bin/apt-get").exists()
 _CLOCK_CHECK_S = 30.0
@@ -68,6 +69,8 @@ class MachineRegistry:
         """machine → name of its base tree"""
         self._runtime_trees: dict[str, SharedTrees] = {}
         """machine → the stored runtimes that it has"""
+        self._restricted_layers: dict[str, tuple[str, ...]] = {}
+        """layer of a forked machine → the allow-list that the machine had then"""
         self._locks: dict[str, asyncio.Lock] = {}
         self._waiting: dict[str, int] = {}
         self._base_tree_lock = asyncio.Lock()
@@ -136,16 +139,7 @@ class MachineRegistry:
                     f"cannot build the base tree of machines in {self._paths.local}: {error.strerror or error}; "
                     "GIBIL_DATA_DIR needs 200 MB of writable space"
                 ) from error
-            context = MachineContext(
-                paths=self._paths,
-                privilege=self._privilege,
-                link=self._working_link(),
-                groups=self._groups,
-                runtime=self._runtime,
-                images=self._images,
-                later=self._in_background,
-                layers=self._layers,
-            )
+            context = self._context()
             if self._is_short_of_space():
                 await self._deletion.wait(_DELETION_S)
                 await self._delete_unused_layers(spec.layer)
@@ -155,6 +149,7 @@ class MachineRegistry:
             self._unwritten_causes.pop(spec.name, None)
             chain = self._layers.use(spec.name, spec.layer, base, runtimes.entries) if spec.layer is not None else ()
             managed = self._machines[spec.name] = ManagedMachine(context, spec, limits, self._lost, chain)
+            managed.egress_only = self._restricted_layers.get(spec.layer or "")
             self._base_trees[spec.name] = base
             self._runtime_trees[spec.name] = runtimes
             created_at = datetime.now(UTC)
@@ -181,6 +176,18 @@ class MachineRegistry:
             if self._ticking is None or self._ticking.done():
                 self._ticking = asyncio.get_running_loop().create_task(self._tick())
             return machine, True
+
+    def _context(self) -> MachineContext:
+        return MachineContext(
+            paths=self._paths,
+            privilege=self._privilege,
+            link=self._working_link(),
+            groups=self._groups,
+            runtime=self._runtime,
+            images=self._images,
+            later=self._in_background,
+            layers=self._layers,
+        )
 
     # Layers
 
@@ -210,6 +217,84 @@ class MachineRegistry:
             self._in_background(self._seal, layer_id)
             return info
 
+    def kept_layers(self) -> list[LayerInfo]:
+        """Return the layers that are templates."""
+        return self._layers.kept()
+
+    async def delete_template(self, template: str) -> bool:
+        """Delete a template; False if it doesn't exist. What is based on its layer keeps that. Raises ProviderError."""
+        info = self._layers.template(template)
+        if info is None:
+            return False
+        try:
+            await asyncio.to_thread(self._layers.demote, info.id)
+        except OSError as error:
+            raise ProviderError(f"template {template} can't be deleted: {error.strerror or error}") from error
+        self._delete_unused_forks()
+        return True
+
+    async def branch_layer(self, name: str, layer_id: str, template: str, *, stop: bool) -> LayerInfo:
+        """Make the machine's disk a layer, and start the machine again on top of it, with the same keys, socket and expiry.
+
+        Nothing is copied. `template`: the layer is permanent and has this name; otherwise it is deleted with the last machine
+        that is based on it. Safe to repeat. Raises MachineNotFound, UsageError, ProviderError.
+        """
+        async with self._locked(name):
+            if (saved := self._layers.info(layer_id)) is not None:
+                return saved
+            managed = self._existing(name)
+            machine = managed.machine
+            assert machine is not None
+            assert managed.layout is not None
+            self._layers.check_new(layer_id, managed.spec.layer, MOST_FORKED)
+            if template and self._layers.template(template) is not None:
+                raise name_taken(template)
+            if managed.disk_in_memory:
+                raise UsageError(f"the disk of machine {name} is in memory, so it can't be copied; give it a larger disk")
+            if not stop and (running := managed.processes()):
+                raise UsageError(
+                    f"processes run on {name} ({', '.join(running)}), and copying its disk would end them: wait for their end, "
+                    "or end them with --stop",
+                    code="MACHINE_BUSY",
+                )
+            kept = {key: value for key, value in machine.labels.items() if key in CODE_LABELS}
+            base, kind = self._base_trees[name], TEMPLATE if template else FORK
+            self._layers.hold(name, layer_id)
+            try:
+                info = await managed.become_layer(layer_id, base, kind, template, kept)
+            except (OSError, GibilError) as error:
+                await managed.destroy()
+                self._forget(name)
+                why = (error.strerror if isinstance(error, OSError) else None) or error
+                raise ProviderError(f"machine {name} was ended, but its disk can't become a layer: {why}") from error
+            if template:
+                self._in_background(self._seal, layer_id)
+            elif managed.egress_only is not None:
+                self._restricted_layers[layer_id] = managed.egress_only
+            await self._restart(managed, machine, info, base)
+            return info
+
+    async def _restart(self, managed: ManagedMachine, machine: Machine, layer: LayerInfo, base: str) -> None:
+        """Start a machine again whose disk became a layer."""
+        name = managed.spec.name
+        chain = self._layers.use(name, layer.id, base, managed.runtimes.entries)
+        assert managed.layout is not None
+        assert machine.endpoint.unix_path is not None
+        try:
+            await managed.destroy()
+            spec = replace(managed.spec, layer=layer.id)
+            again = self._machines[name] = ManagedMachine(self._context(), spec, limits_of(spec), self._lost, chain)
+            again.egress_only = managed.egress_only
+            again.machine = replace(machine, layer=layer.id)  # it exists meanwhile
+            await again.create(
+                base, managed.layout, machine.expires_at, machine.created_at, managed.runtimes, machine.endpoint.unix_path
+            )
+        except (OSError, SpawnFailed, ProviderError) as error:
+            self._forget(name)
+            raise ProviderError(f"machine {name} was ended and couldn't be started again: {error}") from error
+        if again.image_mb is not None:
+            self._in_background(self._images.prepare, again.image_mb)
+
     def _seal(self, layer_id: str) -> None:
         """Make a layer permanent. One that can't be is used until the daemon ends."""
         try:
@@ -222,12 +307,28 @@ class MachineRegistry:
         delete = self._layers.remove(layer_id)
         if delete is None:
             return False
+        self._restricted_layers.pop(layer_id, None)
         self._in_background(delete)
+        self._delete_unused_forks()
         return True
 
+    def _delete_unused_forks(self) -> None:
+        """Delete the layers of forked machines that nothing is based on any more."""
+        while forks := self._layers.unused_forks():
+            for layer_id in forks:
+                try:
+                    delete = self._layers.remove(layer_id)
+                except ProviderError as error:  # its folder can't be renamed; the next daemon deletes it
+                    sys.stderr.write(f"{error.message}\n")
+                    return
+                self._restricted_layers.pop(layer_id, None)
+                if delete is not None:
+                    self._in_background(delete)
+
     async def _drop(self, chain: Sequence[str]) -> None:
-        """Delete unusable layers as far as nothing uses them."""
-        for layer_id in chain:
+        """Delete unusable layers as far as nothing uses them, but no templates."""
+        templates = {info.id for info in self._layers.kept()}
+        for layer_id in (layer_id for layer_id in chain if layer_id not in templates):
             with contextlib.suppress(ProviderError):
                 await self.delete_layer(layer_id)
 
@@ -346,6 +447,11 @@ class MachineRegistry:
     def refusals(self, name: str, since: float) -> Refusals:
         """Raises MachineNotFound."""
         return self._existing(name).refusals.since(since)
+
+    async def restrict_egress(self, name: str, allow: tuple[str, ...] | None) -> None:
+        """See EgressProxy.restrict. Raises MachineNotFound, ConfigurationError."""
+        async with self._locked(name):  # not while it is forked
+            await self._existing(name).restrict_egress(allow)
 
     def extend(self, name: str, expires_at: datetime) -> Machine:
         managed = self._existing(name)
@@ -516,6 +622,7 @@ class MachineRegistry:
     def _forget(self, name: str) -> None:
         self._machines.pop(name, None)
         self._layers.release(name)
+        self._delete_unused_forks()
         self._base_trees.pop(name, None)
         self._runtime_trees.pop(name, None)
         _expiry, handle = self._expiries.pop(name, (None, None))

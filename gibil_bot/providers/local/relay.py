@@ -16,29 +16,58 @@ _MAX_CONNECTIONS = 512
 """Open connections per listener; more wait in its backlog, so that one machine can't use up the daemon's file descriptors."""
 
 
-async def forward(listener: socket.socket, host: str, port: int) -> None:
+class Connections:
+    """The connections of a listener, each in its own task."""
+
+    def __init__(self) -> None:
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    async def end(self) -> None:
+        """End all that are open now. What they have received and not sent yet is dropped."""
+        tasks = tuple(self.tasks)
+        await asyncio.sleep(0)  # all have begun then; a task that is cancelled before wouldn't close its socket
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def forward(
+    listener: socket.socket,
+    host: str,
+    port: int,
+    *,
+    connections: Connections | None = None,
+    is_allowed: Callable[[], bool] = lambda: True,
+) -> None:
     """Relay every connection to one loopback endpoint until cancelled; then the listener and all connections are closed."""
 
     async def connection(client: Streams) -> None:
+        if not is_allowed():
+            return
         try:
             async with asyncio.timeout(20):
                 server = await asyncio.open_connection(host, port, limit=BLOCK)
         except OSError:
             return  # the client sees its connection end, as it would see a closed port
-        try:
+        async with closing(server):
             await relay(client, server, None)
-        finally:
-            await close(server[1])
 
-    await accept(listener, connection)
+    await accept(listener, connection, connections)
 
 
-async def accept(listener: socket.socket, handle: Callable[[Streams], Awaitable[None]]) -> None:
-    """Handle each connection in its own task, so that none can end another."""
+async def accept(
+    listener: socket.socket,
+    handle: Callable[[Streams], Awaitable[None]],
+    connections: Connections | None = None,
+    *,
+    most: int = _MAX_CONNECTIONS,
+) -> None:
+    """Handle each connection in its own task, so that none can end another. `most` are open at a time."""
     loop = asyncio.get_running_loop()
     listener.setblocking(False)
-    room = asyncio.Semaphore(_MAX_CONNECTIONS)
-    tasks: set[asyncio.Task[None]] = set()
+    room = asyncio.Semaphore(most)
+    open_connections = connections or Connections()
+    tasks = open_connections.tasks
 
     async def connection(sock: socket.socket) -> None:
         try:
@@ -70,9 +99,7 @@ async def accept(listener: socket.socket, handle: Callable[[Streams], Awaitable[
             task.add_done_callback(tasks.discard)
     finally:
         listener.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await open_connections.end()
 
 
 @contextlib.asynccontextmanager
@@ -82,12 +109,19 @@ async def _opened(sock: socket.socket) -> AsyncIterator[Streams]:
     except BaseException:
         sock.close()
         raise
-    try:
+    async with closing(client):
         yield client
+
+
+@contextlib.asynccontextmanager
+async def closing(side: Streams) -> AsyncIterator[None]:
+    """Send what is buffered at the end of the block; if it failed or was cancelled, reset the connection."""
+    try:
+        yield
     except BaseException:
-        client[1].transport.abort()
+        reset(side[1])
         raise
-    await close(client[1])
+    await close(side[1])
 
 
 async def streams(sock: socket.socket) -> Streams:
@@ -107,6 +141,35 @@ async def close(writer: asyncio.StreamWriter) -> None:
         pass
     finally:
         writer.transport.abort()
+
+
+class Replayed(asyncio.StreamReader):
+    """A reader that returns some bytes again before those of `source`. `read`, `readexactly` and `readuntil` work."""
+
+    def __init__(self, again: bytes, source: asyncio.StreamReader) -> None:
+        super().__init__()
+        self._again, self._source = again, source
+
+    async def read(self, n: int = -1) -> bytes:
+        return self._take(n) if self._again and n > 0 else await self._source.read(n)
+
+    async def readexactly(self, n: int) -> bytes:
+        taken = self._take(n)
+        return taken + await self._source.readexactly(n - len(taken)) if len(taken) < n else taken
+
+    async def readuntil(self, separator: bytes = b"\n") -> bytes:  # type: ignore[override]
+        while (at := self._again.find(separator)) < 0:
+            if len(self._again) > BLOCK:
+                raise asyncio.LimitOverrunError("the separator is not found within the limit", len(self._again))
+            more = await self._source.read(BLOCK)
+            if not more:
+                raise asyncio.IncompleteReadError(self._take(len(self._again)), None)
+            self._again += more
+        return self._take(at + len(separator))
+
+    def _take(self, n: int) -> bytes:
+        taken, self._again = self._again[:n], self._again[n:]
+        return taken
 
 
 async def readable(sock: socket.socket) -> None:

@@ -7,6 +7,8 @@ and a name that has only IPv6 addresses is reachable although machines have no I
 
 A question costs a machine little, so everything is bounded: questions per second, names that are resolved at a time and over
 time (which also limits what can be smuggled out in names), cached answers, placeholders.
+
+During an agent task only the names of its allow-list exist, and each has a placeholder.
 """
 
 from __future__ import annotations
@@ -82,6 +84,11 @@ class Resolver:
         self._siblings: OrderedDict[str, tuple[str, ...]] = OrderedDict()
         self._lookups = _Allowance(NAMES_PER_S, NAMES_BURST)
         self._questions = _Allowance(_QUESTIONS_PER_S, _QUESTIONS_BURST)
+
+    def forget(self) -> None:
+        """Forget the answers, because what the machine may reach has changed. Placeholders keep their names."""
+        self._cache.clear()
+        self._siblings.clear()
 
     def name_of(self, placeholder: str) -> str | None:
         """Return the name that a placeholder belongs to."""
@@ -166,6 +173,11 @@ class Resolver:
             return _Answer(dns.NAME_ERROR)
         if is_own_name(name, self._outbound.own_name):
             return _Answer(dns.NO_ERROR, _OWN_NAME if name == self._outbound.own_name else _LOOPBACK)
+        only = self._outbound.only
+        if only is not None and not only.has_name(name):
+            # Not resolved: what is asked for reaches the name servers of its domain.
+            self._outbound.record(self._outbound.unlisted(name, 0))
+            return _Answer(dns.NAME_ERROR)
         cached = self._cache.get(name)
         if cached is not None and time.monotonic() < cached.until:
             return cached
@@ -194,6 +206,8 @@ class Resolver:
 
     async def _presentable(self, name: str, addresses: list[Address]) -> tuple[Address, ...]:
         """Return what the machine may know of these addresses."""
+        if self._outbound.only is not None:
+            return (self._placeholder(name),) if addresses else ()  # so that each connection tells its name
         versions = [address for address in map(plain, addresses) if isinstance(address, IPv4Address)]
         others = [address for address in dict.fromkeys(versions) if not address.is_loopback]
         real = [address for address in others if await self._outbound.is_allowed_address(address)]

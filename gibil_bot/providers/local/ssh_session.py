@@ -24,6 +24,7 @@ from gibil_bot.errors import GibilError
 from gibil_bot.providers.local.detached_jobs import Jobs
 from gibil_bot.providers.local.fd_passing import unread_bytes
 from gibil_bot.providers.local.init_client import InitClient
+from gibil_bot.scripts.commands import read_plain_command
 from gibil_bot.ssh.job_requests import JOB_STATUS, MOST_REQUESTED, START_JOB
 from gibil_bot.ssh.lean_asyncssh import asyncssh
 
@@ -109,7 +110,8 @@ class Session(_Base):
         # "" stands for the machine's shell: bash if it exists; PID 1 replaces it
         arguments = ["", "-l"] if self._command is None else ["", "-c", self._command]
         try:
-            self._id = self._init_client.spawn(self, arguments, env, size)
+            plain = read_plain_command(self._command) if self._command is not None and size is None else None
+            self._id = self._init_client.spawn(self, arguments, env, size, plain)
         except GibilError as error:
             self._channel.write_stderr(f"gibil: {error.message}\n".encode())
             self._channel.exit(254)
