@@ -6,6 +6,7 @@ the same files, so that a file is parsed once.
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -58,6 +59,8 @@ class Job:
     node: yaml.Node
     folder: str = ""
     """Where its steps run that don't say it themselves."""
+    workflow_env: yaml.Node | None = None
+    """`env` of the whole workflow."""
 
     @property
     def id(self) -> str:
@@ -85,7 +88,8 @@ def jobs(project: Project) -> Iterator[Job]:
     for path, top in _files(project, WORKFLOWS):
         default = value(get(top, "defaults", "run", "working-directory"))
         for name, job in items(get(top, "jobs")):
-            yield Job(path, name, job, value(get(job, "defaults", "run", "working-directory")) or default)
+            folder = value(get(job, "defaults", "run", "working-directory")) or default
+            yield Job(path, name, job, folder, get(top, "env"))
 
 
 def other_commands(project: Project) -> Iterator[Command]:
@@ -137,8 +141,9 @@ def _scripts(node: yaml.Node | None, path: str, job: str, names: str, folder: st
 
 
 def _path(text: str) -> str:
-    """Return a folder of the checkout without `./`; empty for its top."""
-    return text.strip().removeprefix("./").strip("./")
+    """Return a folder of the checkout; empty for its top, and for one outside."""
+    folder = posixpath.normpath(text.strip() or ".").strip("/")
+    return "" if folder == "." or folder.split("/")[0] == ".." else folder
 
 
 def script(node: yaml.Node | None) -> list[str]:

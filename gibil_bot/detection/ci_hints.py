@@ -64,7 +64,7 @@ def _jobs(project: Project, *, linting: bool = False) -> Iterator[Job]:
     by_path: dict[str, list[Job]] = {}
     for job in ci_files.jobs(project):
         name = job.path.rpartition("/")[2].casefold()
-        if not _OTHER_PURPOSES.search(name) and (linting or "lint" not in name):
+        if not _OTHER_PURPOSES.search(name) and (linting or "lint" not in name or "test" in name):
             by_path.setdefault(job.path, []).append(job)
     paths = sorted(by_path, key=lambda path: (not re.search(r"test|ci\b|main|build", path.rpartition("/")[2]), path))
     for path in paths[:_WORKFLOWS]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from gibil_bot.detection import ci_files, ci_hints, workflows
+from gibil_bot.detection import ci_environment, ci_files, ci_hints, workflows
 from gibil_bot.detection.detected import Quote
 from gibil_bot.detection.facts import Evidence
 from gibil_bot.detection.project import Project
@@ -17,10 +17,8 @@ from gibil_bot.detection.values import shown
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
 _IMAGE = re.compile(r"[a-z0-9][a-z0-9._/-]{0,150}(:[\w.-]{1,100})?")
 _PORT = re.compile(r"[1-9]\d{0,4}(:[1-9]\d{0,4})?")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 _VERSIONLESS = re.compile(r"(?:docker\.io/)?(?:library/)?(postgres|redis|mariadb|mysql)(?::.*)?")
 _MOST = 10
-_MOST_VARIABLES = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,11 +71,7 @@ def read(project: Project) -> CIServices:
     found = tuple(service for service, _ in zip(_services(job), range(_MOST), strict=False))
     if not found:
         return nothing
-    env = _variables(ci_files.get(job.node, "env"))
-    for step in job.steps():
-        if any(run == commands[-1].run for run in ci_files.script(ci_files.get(step, "run"))):
-            env |= _variables(ci_files.get(step, "env"))
-    return CIServices(services=found, env=env)
+    return CIServices(services=found, env=ci_environment.of_job(job, commands[-1].run))
 
 
 def _services(job: ci_files.Job) -> Iterator[CIService]:
@@ -91,15 +85,7 @@ def _services(job: ci_files.Job) -> Iterator[CIService]:
         yield CIService(
             name=name,
             image=image,
-            env=_variables(ci_files.get(node, "env")),
+            env=ci_environment.literal(ci_files.get(node, "env")),
             ports=tuple(port for port in ports if _PORT.fullmatch(port)),
             evidence=Evidence(path=job.path, line=place.start_mark.line + 1, text=f"its CI starts {shown(image)}"),
         )
-
-
-def _variables(node: yaml.Node | None) -> dict[str, str]:
-    """Return the variables whose values mean the same outside the workflow."""
-    found = {name: ci_files.value(value) for name, value in ci_files.items(node) if isinstance(value, yaml.ScalarNode)}
-    usable = {name: value for name, value in found.items() if _VARIABLE.fullmatch(name) and "${{" not in value}
-    usable = {name: value for name, value in usable.items() if value.isprintable() and len(value) <= 500}
-    return dict(list(usable.items())[:_MOST_VARIABLES])

@@ -1,4 +1,4 @@
-"""Combines the facts of all ecosystems and folders into the tasks `runtime`, `install` and `test` (or `lint`).
+"""Combines the facts of all ecosystems and folders into the tasks `runtime`, `install` and `test` (or `lint`, or `format`).
 
 Which command can run is known only on the prepared machine, so the last task has all candidates, and runs
 the first that can.
@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gibil_bot.detection.ci_environment import CIEnvironment
 from gibil_bot.detection.ci_services import CIServices
 from gibil_bot.detection.detected import DetectedTask, Detection, Quote
 from gibil_bot.detection.facts import Candidate, Evidence, Facts, Runtime, Step
@@ -30,7 +31,7 @@ from gibil_bot.detection.python import VENV
 from gibil_bot.humanize import visible
 from gibil_bot.scripts.templates import text
 
-Purpose = Literal["test", "lint"]
+Purpose = Literal["test", "lint", "format"]
 
 COVERS_ALL = 20
 LAST_RESORTS = 80
@@ -76,6 +77,13 @@ class Combined:
     ci_evidence: Evidence | None = None
     services: CIServices = field(default_factory=lambda: CIServices(env={}))
     """What the project's CI starts for the tests; machines don't, unless a `.gibil.yml` says so."""
+    ci_environment: CIEnvironment = field(default_factory=CIEnvironment)
+    """Further variables of the tests."""
+
+    @property
+    def test_env(self) -> dict[str, str]:
+        """The environment of the test task."""
+        return {**self.ci_environment.variables, **self.env}
 
 
 def combine(
@@ -83,22 +91,23 @@ def combine(
     purpose: Purpose,
     ci_packages: tuple[tuple[str, ...], Evidence | None] = ((), None),
     services: CIServices | None = None,
+    environment: CIEnvironment | None = None,
 ) -> Combined:
     """Choose what has to be prepared for the purpose, and the candidates."""
     groups = []
     for folder in folders:
         for facts in folder.facts:
-            candidates = facts.tests if purpose == "test" else facts.linters
+            candidates = facts.candidates(purpose)
             if candidates:
                 name = f"{facts.ecosystem} in {folder.path}" if folder.prefix else facts.ecosystem
                 groups.append(Group(name, folder.path, tuple(sorted(candidates, key=lambda each: each.rank))))
     # A target of a Makefile may call anything; other linters need their own ecosystem only.
-    targets = any(not facts.runtimes and facts.linters for folder in folders for facts in folder.facts)
+    targets = purpose == "lint" and any(not facts.runtimes and facts.linters for folder in folders for facts in folder.facts)
     needed = [
         (folder, facts)
         for folder in folders
         for facts in folder.facts
-        if groups and (facts.tests or facts.steps if purpose == "test" or targets else facts.linters)
+        if groups and (facts.tests or facts.steps if purpose == "test" or targets else facts.candidates(purpose))
     ]
     runtimes: dict[str, Runtime] = {}
     for _, facts in needed:
@@ -116,13 +125,19 @@ def combine(
         folders=tuple(folders),
         runtimes=tuple(runtimes.values()),
         packages=packages,
-        steps=tuple((folder.path, step) for folder, facts in needed for step in facts.steps),
+        steps=tuple(
+            (folder.path, step)
+            for folder, facts in needed
+            for step in facts.steps
+            if purpose != "format" or any(each.needs != ("gofmt",) and each.needs != ("rustfmt",) for each in facts.formatters)
+        ),
         groups=tuple(groups),
         env=env,
         problem=None if groups else _problem(folders, purpose),
         ci_packages=tuple(package for package in more if package not in packages),
         ci_evidence=ci_evidence,
         services=services if services is not None and purpose == "test" else CIServices(env={}),
+        ci_environment=environment if environment is not None and groups and purpose == "test" else CIEnvironment(),
     )
 
 
@@ -159,7 +174,7 @@ def _tasks(found: Combined, quotes: tuple[Quote, ...], suggestion: str) -> Itera
     if found.steps:
         yield DetectedTask(name="install", run=_install_script(found), kind="prepare", env=found.env)
     run = _test_script(found, quotes, suggestion)
-    yield DetectedTask(name=found.purpose, run=run, kind="run", env=found.env)
+    yield DetectedTask(name=found.purpose, run=run, kind="run", env=found.test_env)
 
 
 def _runtime_script(found: Combined) -> str:
@@ -197,7 +212,10 @@ def _test_script(found: Combined, quotes: tuple[Quote, ...], suggestion: str) ->
     for service in found.services.services:
         reason = f"{service.evidence}, which only services of a .gibil.yml start here"
         parts.append(f"say {shlex.quote(visible(reason))}\n")
+    if found.ci_environment.evidence is not None:
+        parts.append(f"say {shlex.quote(f'found {visible(str(found.ci_environment.evidence))}')}\n")
     if found.groups:
+        parts += [text("detect_untracked")] if found.purpose == "format" else []
         parts.append(text("detect_test"))
     covering = [(group, each) for group in found.groups for each in group.candidates if each.rank < COVERS_ALL]
     parts += [_candidate("only", group, each) for group, each in sorted(covering, key=lambda pair: pair[1].rank)]
@@ -218,14 +236,17 @@ def _test_script(found: Combined, quotes: tuple[Quote, ...], suggestion: str) ->
 def _nothing(found: Combined, quotes: tuple[Quote, ...], suggestion: str) -> str:
     """Return the end of the script, for a machine on which no candidate can run."""
     problem = found.problem or f"none of the commands that were found to {found.purpose} this project can run on this machine"
-    if found.purpose == "lint" and found.problem is not None:
-        reason = f"{problem}; add a target lint to a Makefile, a lint script to package.json, or a ruff.toml"
+    if found.purpose != "test" and found.problem is not None:
+        reason = f"{problem}; {_INSTEAD[found.purpose]}"
         return f'say {shlex.quote(reason)}\necho {shlex.quote(reason)} >"$GIBIL_NEUTRAL"\n'
     # 127: as of a command that doesn't exist, so that reports quote the CI although something was found.
     status = 1 if found.problem else 127
     lines = [problem]
     lines += [f"its CI runs {quote}" for quote in [each for each in quotes if not each.is_preparation][:3]]
-    lines += ["write what is right into a .gibil.yml" + (", such as:" if suggestion else "; see gibil init --repo")]
+    if found.purpose == "test":
+        lines += ["write what is right into a .gibil.yml" + (", such as:" if suggestion else "; see gibil init --repo")]
+    else:
+        lines += [f"write a workflow .gibil/workflows/{found.purpose}.yml that runs what is right"]
     script = "".join(f"say {shlex.quote(visible(line))} >&2\n" for line in lines)
     return f"{script}printf '%s' {shlex.quote(suggestion)} >&2\nexit {status}\n" if suggestion else f"{script}exit {status}\n"
 
@@ -237,7 +258,18 @@ def _candidate(function: str, group: Group, candidate: Candidate) -> str:
     command = candidate.run if '"$@"' in candidate.run else f'{candidate.run} "$@"'
     shown = visible(candidate.shown or candidate.run.replace(' "$@"', ""))
     return (
-        shlex.join((function, group.path, visible(str(candidate.evidence)), shown, command, candidate.check, *candidate.needs))
+        shlex.join(
+            (
+                function,
+                group.path,
+                visible(str(candidate.evidence)),
+                shown,
+                command,
+                candidate.check,
+                visible(candidate.otherwise),
+                *candidate.needs,
+            )
+        )
         + "\n"
     )
 
@@ -267,6 +299,9 @@ def _evidence(found: Combined) -> Iterator[str]:
         lines.append(f"runtime: packages {' '.join(found.ci_packages)} ← {found.ci_evidence}")
     lines += [f"install: {_in(path)}{step.shown or step.run} ← {step.evidence}" for path, step in found.steps]
     lines += [f"services: none ← {each.evidence}; services of a .gibil.yml" for each in found.services.services]
+    if found.ci_environment.evidence is not None:
+        names = ", ".join(found.ci_environment.variables)
+        lines.append(f"{found.purpose}: with {names} ← {found.ci_environment.evidence}")
     for group in found.groups:
         several = f"{group.name}: " if len(found.groups) > 1 else ""
         lines += [
@@ -286,6 +321,10 @@ _LOOKED_FOR = {
     "go.mod, Cargo.toml, CMakeLists.txt, a Gemfile, pom.xml, build.gradle, composer.json, *.bats",
     "lint": "a lint target or script, pre-commit, and the linters' own files",
 }
+_INSTEAD = {
+    "lint": "add a target lint to a Makefile, a lint script to package.json, or a ruff.toml",
+    "format": "configure one, such as [tool.ruff.format] in pyproject.toml, a .prettierrc, or hooks of pre-commit",
+}
 
 
 def _problem(folders: Sequence[Folder], purpose: Purpose) -> str:
@@ -293,9 +332,9 @@ def _problem(folders: Sequence[Folder], purpose: Purpose) -> str:
         facts.ecosystem
         for folder in folders
         for facts in folder.facts
-        if facts.ecosystem not in ("make", "just", "Task", "Git", "Linters", "Shell")
+        if facts.ecosystem not in ("make", "just", "Task", "Git", "Linters", "Formatters", "Shell")
     ]
     seen = f" in this {' and '.join(dict.fromkeys(names))} project" if names else ""
-    if purpose == "lint":
-        return f"found no linter that this project is set up for{seen}"
+    if purpose != "test":
+        return f"found no {'linter' if purpose == 'lint' else 'formatter'} that this project is set up for{seen}"
     return f"found no way to test this project{seen}; looked for {_LOOKED_FOR[purpose]}"

@@ -12,9 +12,11 @@ from itertools import islice
 from types import ModuleType
 
 from gibil_bot.detection import (
+    ci_environment,
     ci_services,
     cmake,
     combine,
+    formatters,
     go,
     java,
     linters,
@@ -35,7 +37,22 @@ from gibil_bot.detection.detected import Detection
 from gibil_bot.detection.facts import Facts
 from gibil_bot.detection.project import Project
 
-ECOSYSTEMS: tuple[ModuleType, ...] = (submodules, make, python, node, go, rust, cmake, ruby, java, php, shell, others, linters)
+ECOSYSTEMS: tuple[ModuleType, ...] = (
+    submodules,
+    make,
+    python,
+    node,
+    go,
+    rust,
+    cmake,
+    ruby,
+    java,
+    php,
+    shell,
+    others,
+    linters,
+    formatters,
+)
 """In the order in which they are prepared and reported."""
 
 WANTED_FILES = 400
@@ -101,13 +118,18 @@ def wanted(paths: Iterable[str]) -> tuple[str, ...]:
 
 
 def detect(project: Project, purpose: Purpose) -> Detection:
-    """Return what preparing and testing (or linting) this project would run, and why. Never raises for a project's content."""
+    """Return what preparing and testing (or linting, formatting) this project would run, and why.
+
+    Never raises for a project's content.
+    """
     folders = _folders(project, purpose)
     services = ci_services.read(project)
-    found = combine.combine(folders, purpose, workflows.packages(project), services)
+    found = combine.combine(folders, purpose, workflows.packages(project), services, ci_environment.read(project))
     quotes = workflows.quotes(project, purpose)
     quotes = (*quotes[:1], *(each.quote() for each in found.services.services), *quotes[1:])
-    text = suggestion.from_facts(found) if found.problem is None else suggestion.from_quotes(project, quotes, purpose)
+    text = ""  # `.gibil.yml` says how a project is tested
+    if purpose == "test":
+        text = suggestion.from_facts(found) if found.problem is None else suggestion.from_quotes(project, quotes, purpose)
     return combine.detection(found, quotes, text)
 
 
@@ -124,7 +146,7 @@ def _folders(project: Project, purpose: Purpose) -> list[Folder]:
     has_candidates = any(_candidates(facts, purpose) for facts in top.facts)
     tested = [prefix for prefix in workflows.folders(project) if prefix in names]
     if tested and any(facts.runtimes for facts in top.facts if _candidates(facts, purpose)):
-        top = replace(top, facts=tuple(replace(facts, tests=(), linters=()) for facts in top.facts))
+        top = replace(top, facts=tuple(replace(facts, tests=(), linters=(), formatters=()) for facts in top.facts))
     elif not has_candidates or not any(facts.runtimes for facts in top.facts):
         tested = names
     return [top, *(folder for prefix in tested if (folder := _folder(project, prefix)).facts)]
@@ -166,4 +188,4 @@ def _folder(project: Project, prefix: str) -> Folder:
 
 
 def _candidates(facts: Facts, purpose: Purpose) -> bool:
-    return bool(facts.tests if purpose == "test" else facts.linters)
+    return bool(facts.candidates(purpose))

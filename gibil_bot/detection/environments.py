@@ -21,6 +21,9 @@ BAD = "\x00"
 """What can't be known."""
 POSARGS = "\x01"
 _HERE = "\x02"
+_INSTALLED = "\x03"
+"""The folder of installed packages, which differs where the project is installed as a link to its folder."""
+_MEASURED = re.compile(r"--(?:source|cov|include)=.*")
 _TEST = re.compile(
     r"(.*\b(pytest|py\.test|unittest|runtests\.py|manage\.py test|django-admin test|zope\.testrunner)\b.*"
     r"|python3? (-[a-zA-Z]+ )*-m ([\w.]+\.)?tests?\b.*"
@@ -65,6 +68,8 @@ class Environment:
     variables: dict[str, str] = field(default_factory=dict)
     folder: str = ""
     """Where the commands run, if that is a folder of the checkout."""
+    unset: tuple[str, ...] = ()
+    """Variables of the machine that the tool doesn't pass on."""
 
 
 def substituted(text: str, here: str) -> str:
@@ -79,6 +84,8 @@ def substituted(text: str, here: str) -> str:
                 return "python"
             case "envtmpdir" | "env_tmp_dir" | "toxworkdir" | "work_dir" | "envdir" | "env_dir" | "envlogdir" | "env_log_dir":
                 return _SCRATCH
+            case "envsitepackagesdir" | "env_site_packages_dir":
+                return _INSTALLED
             case "envname" | "env_name":
                 return "py"
             case "/":
@@ -90,7 +97,7 @@ def substituted(text: str, here: str) -> str:
             case "env":
                 return rest.partition(":")[2]
             case "posargs" | "args":
-                return f"{POSARGS}{'' if BAD in rest else rest}{POSARGS}"
+                return f"{POSARGS}{'' if BAD in rest or _INSTALLED in rest else rest}{POSARGS}"
             case _:
                 return BAD
 
@@ -129,8 +136,10 @@ def candidate(project: Project, environment: Environment, evidence: Evidence) ->
         modules.append("xdist")
     prefix, _, last = run.rpartition("; ")
     # What the variables name with $PWD is the top of the checkout.
+    without = "".join(f"-u {name} " for name in environment.unset)
     enter = f"cd {shlex.quote(folder)} && " if folder else ""
-    run = f"{prefix}{'; ' if prefix else ''}{variables.replace('$PWD', f'$PWD/{here}') if folder else variables}{last}"
+    assigned = variables.replace("$PWD", f"$PWD/{here}") if folder else variables
+    run = f"{prefix}{'; ' if prefix else ''}{f'env {without}' if without else ''}{assigned}{last}"
     if folder:
         run = f"cd {shlex.quote(folder)}; {run}"
     literal = max(re.split(r"\{[^{}]*\}|[{}\x00]", found[1]), key=len).strip()[:60]
@@ -164,7 +173,7 @@ def _shell(text: str) -> tuple[str, str, list[str]] | None:
     try:
         for number, part in enumerate(parts):
             if number % 2 == 0:
-                split = shlex.split(part)
+                split = [word for word in shlex.split(part) if _INSTALLED not in word or not _MEASURED.fullmatch(word)]
                 words += split
                 quoted += [shlex.quote(word) for word in split]
             elif number == 1:

@@ -56,7 +56,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A command that may test or lint the project. Whether it can run is known only on the prepared machine."""
+    """A command that may test, lint or format the project. Whether it can run is known only on the prepared machine."""
 
     run: str
     """One line of shell, to which the requester's arguments are appended, or that has `"$@"` where they belong."""
@@ -67,6 +67,8 @@ class Candidate:
     """Programs that have to be on PATH once the project is prepared; otherwise the next candidate is tried."""
     check: str = ""
     """A shell condition that has to hold as well, without side effects. Empty: none."""
+    otherwise: str = ""
+    """What it means if the condition doesn't hold, for people."""
     rank: int = 50
     """Candidates of all ecosystems are tried by rank, the lowest first; see combine.py for what the numbers mean."""
 
@@ -81,6 +83,7 @@ class Facts:
     steps: tuple[Step, ...] = ()
     tests: tuple[Candidate, ...] = ()
     linters: tuple[Candidate, ...] = ()
+    formatters: tuple[Candidate, ...] = ()
     packages: tuple[str, ...] = ()
     """Packages of Debian and Ubuntu that building or testing needs."""
     env: Mapping[str, str] = field(default_factory=dict)
@@ -92,6 +95,10 @@ class Facts:
     submodules_evidence: tuple[Evidence, ...] = ()
     problems: tuple[Evidence, ...] = ()
     """Manifests that can't be read, with the reason as the text."""
+
+    def candidates(self, purpose: str) -> tuple[Candidate, ...]:
+        """Return the commands for that purpose: test | lint | format."""
+        return {"test": self.tests, "lint": self.linters, "format": self.formatters}[purpose]
 
     def inside(self, prefix: str) -> Facts:
         """Return these facts about the folder `prefix` with the repository's own paths."""
@@ -108,5 +115,6 @@ class Facts:
             ),
             tests=tuple(replace(each, evidence=moved(each.evidence)) for each in self.tests),
             linters=tuple(replace(each, evidence=moved(each.evidence)) for each in self.linters),
+            formatters=tuple(replace(each, evidence=moved(each.evidence)) for each in self.formatters),
             problems=tuple(moved(each) for each in self.problems),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from gibil_bot.detection import linters, version_files
+from gibil_bot.detection import formatters, linters, version_files
 from gibil_bot.detection.facts import Candidate, Evidence, Facts, Runtime, Step
 from gibil_bot.detection.languages import short_lines
 from gibil_bot.detection.project import Project
@@ -39,6 +39,7 @@ def facts(project: Project) -> Facts | None:
         runtimes=(_go(project),),
         steps=() if vendored else _steps(project, manifest, modules),
         linters=linters.go(project),
+        formatters=formatters.go(project),
         tests=tests,
         env={"GOFLAGS": "-mod=vendor"} if vendored else {},
         caches=("~/go/pkg/mod",),

@@ -19,6 +19,7 @@ _OWN_REQUIREMENTS = ("coverage[toml]", "pytest", "pytest-mock", "pytest-rerunfai
 """What `hatch test` installs, without the plugin that it has and turns off: pytest-randomly."""
 _SCRIPTS = ("test", "tests")
 _DEEPEST = 5
+_MOST_ENVIRONMENTS = 50
 _MOST_COMMANDS = 50
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*")
 
@@ -27,15 +28,22 @@ def read(project: Project) -> EnvironmentFacts | None:
     """Return the environment for tests; None if there is none."""
     pyproject = table(project.toml("pyproject.toml"), "tool", "hatch", "envs")
     environments = pyproject | table(project.toml("hatch.toml"), "envs")
-    for name in (_OWN, *TEST_NAMES, "default"):
+    usual = (_OWN, *TEST_NAMES, "default")
+    rest: EnvironmentFacts | None = None
+    # An environment with another name counts if a script of it tests.
+    for name in (*usual, *(each for each in list(environments)[:_MOST_ENVIRONMENTS] if each not in usual)):
         own = table(environments, name)
         # Environments inherit from `default`, except that of `hatch test` and detached ones.
         is_alone = name == _OWN or own.get("detached") is True or own.get("template") == name
         default = {} if is_alone else table(environments, "default")
         found = _facts(project, name, [default, own] if name != "default" else [own])
-        if found is not None:
+        if found is None:
+            continue
+        if found.candidate is not None or (name in usual and name != "default"):
             return found
-    return None
+        if name == "default":
+            rest = found
+    return rest
 
 
 def _facts(project: Project, name: str, tables: list[dict[str, Any]]) -> EnvironmentFacts | None:

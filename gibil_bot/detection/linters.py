@@ -64,10 +64,16 @@ def facts(project: Project) -> Facts | None:
 def _pre_commit(project: Project) -> Iterator[Candidate]:
     if project.has(_PRE_COMMIT):
         run = "uvx pre-commit run --all-files --show-diff-on-failure"
-        url = next((url for _, line in short_lines(project, _PRE_COMMIT) for url in _HOOKS.findall(line)), "")
-        # a machine that can't fetch the hooks can still run its own linter
-        check = f"timeout 20 git ls-remote -q {shlex.quote(url)} HEAD" if url else ""
-        yield Candidate(run=run, evidence=Evidence(path=_PRE_COMMIT), needs=("uvx",), check=check, rank=14)
+        check, otherwise = hooks_reachable(project)
+        yield Candidate(run=run, evidence=Evidence(path=_PRE_COMMIT), needs=("uvx",), check=check, otherwise=otherwise, rank=14)
+
+
+def hooks_reachable(project: Project) -> tuple[str, str]:
+    """Return the condition that pre-commit can fetch its hooks, and what it means if it can't: another linter may run then."""
+    url = next((url for _, line in short_lines(project, _PRE_COMMIT) for url in _HOOKS.findall(line)), "")
+    if not url:
+        return "", ""
+    return f"timeout 20 git ls-remote -q {shlex.quote(url)} HEAD", f"its hooks at {url} can't be fetched from this machine"
 
 
 def node(project: Project, manifest: dict[str, Any], manager: RunsScripts) -> tuple[Candidate, ...]:

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from itertools import islice
 from typing import Any
 
-from gibil_bot.detection import ci_hints, linters, version_files
+from gibil_bot.detection import ci_hints, formatters, linters, version_files
 from gibil_bot.detection.facts import Candidate, Evidence, Facts, Runtime, Step
 from gibil_bot.detection.languages import MAKE, is_only
 from gibil_bot.detection.project import Project
@@ -82,7 +82,8 @@ _PLAYWRIGHT = (
 )
 _INSTALLED_ON_INSTALL = re.compile(r"\bplaywright install((?: [a-z-]+){0,9})")
 _PLAYWRIGHT_INSTALL = re.compile(
-    r"(?:npx|pnpm exec|pnpm|pnpx|yarn|yarn dlx|bunx|bun x)?(?: -y)? ?playwright install((?: [a-z-]+)*)"
+    r"(?:(?:npx|npm exec|pnpm exec|pnpm dlx|pnpm|pnpx|yarn|yarn dlx|bunx|bun x)(?: --?[a-z]*)* |(?:\./)?node_modules/\.bin/)?"
+    r"playwright install((?: [a-z-]+)*)"
 )
 _CALL = re.compile(r"(?:npm|pnpm|yarn|bun)(?: run| run-script)? (\w[\w:.-]*)(?= |$)")
 _RUNS_SEVERAL = re.compile(r"\b(npm-run-all2?|run-s|run-p)\b")
@@ -156,6 +157,7 @@ def facts(project: Project) -> Facts | None:
         steps=steps,
         tests=tests,
         linters=found_linters,
+        formatters=formatters.node(project, manifest, manager),
         env=_environment(manifest, manager),
         caches=_caches(manager),
         problems=tuple(problem for path in ("package.json", "pnpm-workspace.yaml") if (problem := project.problems.get(path))),
@@ -577,7 +579,7 @@ def _parts(scripts: dict[str, str], name: str) -> list[str]:
 def _uses_browser(scripts: dict[str, str], name: str) -> bool:
     if _BROWSER_NAME.search(name):
         return True
-    return bool(_BROWSER.search(scripts[name])) or any(_BROWSER.search(scripts[part]) for part in _parts(scripts, name))
+    return any(_BROWSER.search(scripts[each]) for each in (name, *_parts(scripts, name), *_called_by(scripts, name)))
 
 
 def _workspace_tests(project: Project, manifest: dict[str, Any], manager: Manager) -> list[Candidate]:

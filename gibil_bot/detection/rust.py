@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from gibil_bot.detection import ci_hints, linters, version_files
+from gibil_bot.detection import ci_hints, formatters, linters, version_files
 from gibil_bot.detection.facts import Candidate, Evidence, Facts, Runtime, Step
 from gibil_bot.detection.languages import LAST_RESORT, is_only, short_lines
 from gibil_bot.detection.project import Project
@@ -37,6 +37,7 @@ def facts(project: Project) -> Facts | None:
         steps=(fetch,) if _depends(project, manifest) else (),
         tests=(_test(project, manifest),),
         linters=linters.rust(project),
+        formatters=formatters.rust(project),
         caches=("~/.cargo/registry", "~/.cargo/git"),
         problems=tuple(problem for path in ("Cargo.toml", "rust-toolchain.toml") if (problem := project.problems.get(path))),
     )

@@ -42,7 +42,7 @@ def from_facts(found: Combined) -> str:
     if packages := (*found.packages, *found.ci_packages):
         lines += ["packages:", *(f"  - {_scalar(package)}" for package in packages)]
     lines += _services(found.services)
-    env = {name: value for name, value in found.env.items() if VENV not in value} | dict(found.services.env)
+    env = {name: value for name, value in found.test_env.items() if VENV not in value} | dict(found.services.env)
     if env:
         lines += ["env:", *(f"  {name}: {json.dumps(value)}" for name, value in env.items())]
     lines.append("tasks:")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from typing import Any
 
 from gibil_bot.detection.environments import BAD, POSARGS, Environment, EnvironmentFacts, candidate, substituted
@@ -101,6 +102,7 @@ def _from_ini(sections: dict[str, dict[str, str]], path: str) -> Environment | N
     # `[]` is the arguments, as in tox 1.
     environment.commands = [re.sub(r"(?<=\s)\[\](?=\s|$)", "{posargs}", line) for line in lines("commands")]
     environment.folder = next(iter(lines("changedir", "change_dir")), "")
+    environment.unset = _unset([word for line in lines("passenv", "pass_env") for word in re.split(r"[\s,]+", line)])
     for line in lines("setenv", "set_env"):
         variable, sign, value = line.partition("=")
         if sign:
@@ -207,9 +209,18 @@ def _from_toml(tox: dict[str, Any], path: str, prefix: str) -> Environment | Non
         if isinstance(command, list):
             environment.commands.append(" ".join(_word(word) for word in command))
     environment.folder = string(base.get("change_dir"))
+    environment.unset = _unset(strings(base.get("pass_env")))
     for variable, value in table(base, "set_env").items():
         environment.variables[variable] = value if isinstance(value, str) else BAD
     return environment
+
+
+def _unset(passed: list[str]) -> tuple[str, ...]:
+    """Return `CI` unless it is passed on: some tests expect other output with it.
+
+    tox passes what is in https://tox.wiki/en/stable/config.html#pass_env and no other variable.
+    """
+    return () if any(fnmatchcase("CI", pattern.upper()) for pattern in passed) else ("CI",)
 
 
 def _word(word: Any) -> str:

@@ -45,14 +45,21 @@ _LINTERS = "|".join(
         r"phpcs|phpstan|php-cs-fixer|clang-format|clang-tidy|make [\w./ -]*(lint|format)[\w-]*",
     )
 )
+_FORMATTERS = "|".join(
+    (
+        r"ruff format|black|isort|yapf|prettier|biome|dprint|gofmt|goimports|cargo fmt|rustfmt|clang-format|shfmt",
+        rf"{_SCRIPT_RUNNERS} [\w:-]*(format|fmt)[\w:-]*|make [\w./ -]*(format|fmt)[\w-]*|mix format|dart format",
+    )
+)
 _COMMANDS = {
     purpose: re.compile(rf"(?:^|[\s;&|(])(?:{words})(?:$|[\s;&|)'\"])")
-    for purpose, words in (("test", _RUNNERS), ("lint", _LINTERS))
+    for purpose, words in (("test", _RUNNERS), ("lint", _LINTERS), ("format", _FORMATTERS))
 }
 _MAKE_WITH_VARIABLES = re.compile(r"\bmake [^;&|]* (test|check)")
 _NAMES = {
     "test": re.compile(r"test|spec|\bci\b|unit", re.IGNORECASE),
     "lint": re.compile(r"lint|style|format|check", re.IGNORECASE),
+    "format": re.compile(r"format|style|lint", re.IGNORECASE),
 }
 _OTHER = re.compile(
     r"release|publish|deploy|docs?\b|website|bench|codeql|stale|label|nightly|fuzz|coverage|upload|downstream|wheels|docker|integration"

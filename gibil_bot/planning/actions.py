@@ -47,7 +47,6 @@ WORKFLOW_KEYS: Mapping[str, str] = {
     "shell": "a shell belongs to a task; write shell there",
     "working-directory": "a folder belongs to a task; write working-directory there",
     "continue-on-error": "it belongs to a task; write continue-on-error there",
-    "commit": "pushing commits is not supported yet; remove it",
 }
 TASK_KEYS: Mapping[str, str] = {
     "with": _NO_ACTIONS,
@@ -67,9 +66,29 @@ TASK_KEYS: Mapping[str, str] = {
     "secrets": "list the names of the secrets under the workflow's secrets; every task has them in its environment",
     "steps": "a task is one script; write each step as a task",
     "cache": f"it {_AT_THE_TOP}",
+    "commit": f"it {_AT_THE_TOP}",
     "artifacts": _NO_ARTIFACTS,
-    "agent": "agent tasks are not supported yet; run the agent's program under run",
     "timeout": "write timeout-minutes",
+}
+AGENT_KEYS: Mapping[str, str] = {
+    "run": "an agent has a prompt instead of a script; a command that decides whether it is done is a task: until names it",
+    "instructions": "its name here is prompt",
+    "max_turns": "write max-turns",
+    "max_tokens": "write max-tokens",
+    "max-budget-usd": "write budget, in US dollars",
+    "api-key": "machines get no keys of models; the operator sets GIBIL_MODEL_KEY_…",
+    "anthropic_api_key": "machines get no keys of models; the operator sets GIBIL_MODEL_KEY_ANTHROPIC",
+    "openai-api-key": "machines get no keys of models; the operator sets GIBIL_MODEL_KEY_OPENAI",
+    "claude_args": "write model, max-turns, budget and allow",
+    "secrets": "agents get no secrets",
+    "env": "it belongs to the task, next to agent",
+    "if": "it belongs to the task, next to agent",
+    "timeout-minutes": "it belongs to the task, next to agent",
+    "timeout": "write timeout-minutes on the task, next to agent",
+    "tools": "the machine is the limit of what an agent may do: it has its tools there, and no others",
+    "allowed-tools": "the machine is the limit of what an agent may do: it has its tools there, and no others",
+    "writes": "write output: changes, review or answer",
+    "commit": "it belongs at the top of the file, next to tasks",
 }
 REPOSITORY_KEYS: Mapping[str, str] = {
     "on": "a repository's .gibil.yml has no events; write a workflow in .gibil/workflows",
@@ -77,14 +96,25 @@ REPOSITORY_KEYS: Mapping[str, str] = {
     "inputs": "inputs belong in a workflow in .gibil/workflows",
     "secrets": "secrets belong in a workflow in .gibil/workflows",
     "concurrency": "concurrency belongs in a workflow in .gibil/workflows",
+    "commit": "commit belongs in a workflow in .gibil/workflows; gibil push pushes the commits of machines of gibil create",
     **{
         name: WORKFLOW_KEYS[name]
         for name in (
-            "commit", "jobs", "steps", "strategy", "matrix", "needs", "container", "defaults", "permissions",
+            "jobs", "steps", "strategy", "matrix", "needs", "container", "defaults", "permissions",
             "artifacts", "runs-on",
         )
     },
 }  # fmt: skip
+COMMIT_KEYS: Mapping[str, str] = {
+    "author": "the author is the App and the requester is the co-author, so that GitHub shows the commits as verified",
+    "committer": "the committer is GitHub, so that it shows the commits as verified",
+    "files": "its name here is paths",
+    "push": "commits are pushed unless you write to: patch",
+    "force": "branches only move forward here",
+    "title": "write message; the title of a pull request belongs under pull-request",
+    "draft": "it belongs under pull-request",
+    "if": "the changes are committed if the tasks succeeded; undo them in a task to commit nothing",
+}
 CHECKOUT_KEYS: Mapping[str, str] = {
     "fetch-depth": "its name here is depth",
     "fetch-tags": "its name here is tags",
@@ -150,6 +180,26 @@ def activity_hint(word: str) -> str | None:
     return None
 
 
+def commit_when_hint(word: str) -> str | None:
+    """Return what to write instead of another condition of `commit`."""
+    if word in ("always", "failure", "success"):
+        return f"{word!r}: only changes of successful runs are committed; write continue-on-error on a task that may fail"
+    return None
+
+
+_REGISTRIES: Mapping[str, str] = {
+    "pip": "pypi", "python": "pypi", "uv": "pypi", "poetry": "pypi", "yarn": "npm", "pnpm": "npm", "node": "npm",
+    "cargo": "crates", "crates.io": "crates", "rust": "crates", "gem": "rubygems", "ruby": "rubygems", "bundler": "rubygems",
+    "java": "maven", "gradle": "maven", "composer": "packagist", "php": "packagist", "apt": "debian", "apk": "alpine",
+}  # fmt: skip
+
+
+def allow_hint(entry: str) -> str | None:
+    """Return what to write instead of the name of a package manager."""
+    name = _REGISTRIES.get(entry.strip().lower())
+    return f"{entry.strip()!r} isn't the name of a registry here; write {name}" if name else None
+
+
 _ACTIONS: Mapping[str, str] = {
     "actions/checkout": "not needed: the pull request's commit is checked out already; remove the task, and write its options "
     "at the top of the file: checkout: {depth: 1}",
@@ -186,8 +236,10 @@ _CONTEXTS = frozenset(
 )
 _FIRST_WORD = re.compile(r"[!(\s]{0,20}([A-Za-z_][A-Za-z0-9_-]{0,100})(?:\.([A-Za-z0-9_.*-]{1,200}))?")
 _LONGEST_PIECE = 500
-_EVALUATED = "expressions are evaluated only in if:, concurrency.group and the keys of caches"
+_EVALUATED = "expressions are evaluated only in if:, concurrency.group, commit, prompts of agents and the keys of caches"
 _CACHE_EXPRESSIONS = frozenset({"key", "restore-keys"})
+_COMMIT_EXPRESSIONS = frozenset({"message", "branch", "pull-request"})
+_AGENT_SCRIPTS = (("tasks", "agent", "choose"), ("tasks", "agent", "command"))
 _PROSE = frozenset({"description", "pattern"})
 
 _PULL_REQUEST = {
@@ -233,12 +285,19 @@ def _misplaced(node: Node, path: tuple[str, ...], is_shell: bool = True) -> Iter
         shells = [value.text for key, value in node.entries if key.text == "shell" and value.kind == "scalar"]
         is_shell = all(re.match(r"(\S*/)?(ba)?sh(?!\S)", shell) for shell in shells)
         for key, value in node.entries:
-            evaluated = (not path and key.text == "concurrency") or (path == ("cache",) and key.text in _CACHE_EXPRESSIONS)
+            evaluated = (
+                (not path and key.text == "concurrency")
+                or (path == ("cache",) and key.text in _CACHE_EXPRESSIONS)
+                or (path == ("commit",) and key.text in _COMMIT_EXPRESSIONS)
+                or (not path and key.text == "commit" and value.kind == "scalar")
+                or (path == ("tasks",) and key.text == "agent" and value.kind == "scalar")
+                or (path == ("tasks", "agent") and key.text == "prompt")
+            )
             if key.text == "if" or key.text in _PROSE or evaluated:
                 continue
             yield from _misplaced(value, (*path, key.text), is_shell)
     elif node.kind == "scalar":
-        inside = next((name for name in reversed(path) if name in ("run", "env")), "")
+        inside = "run" if path in _AGENT_SCRIPTS else next((name for name in reversed(path) if name in ("run", "env")), "")
         reported = set()
         for piece, start in _pieces(node.text):
             problem = _expression_problem(piece, inside, path[-1] if path else "", is_whole=_is_one_piece(node.text))

@@ -15,7 +15,7 @@ from functools import lru_cache
 from gibil_bot.errors import InvalidWorkflow
 from gibil_bot.humanize import nearest
 from gibil_bot.planning.schema import is_repository_file, parse_repository_file, parse_workflow, workflow_name
-from gibil_bot.planning.workflow import Input, RepositoryFile, Workflow
+from gibil_bot.planning.workflow import SHIPPED_ENGINES, Input, RepositoryFile, Workflow
 from gibil_bot.planning.yaml_nodes import read_yaml
 
 
@@ -43,11 +43,17 @@ class CommandHelp:
     path: str
 
 
-def catalogue(operator: Mapping[str, bytes], repository: Mapping[str, bytes], *, base_ref: str) -> Catalogue:
+def catalogue(
+    operator: Mapping[str, bytes],
+    repository: Mapping[str, bytes],
+    *,
+    base_ref: str,
+    engines: tuple[str, ...] = SHIPPED_ENGINES,
+) -> Catalogue:
     """Return all workflows that can be requested.
 
-    `operator`: file name → content; `repository`: path → content at the base branch. Never raises: an unusable file becomes a
-    problem in the catalogue and doesn't affect other files.
+    `operator`: file name → content; `repository`: path → content at the base branch; `engines`: those that agents may name.
+    Never raises: an unusable file becomes a problem in the catalogue and doesn't affect other files.
     """
     problems: list[InvalidWorkflow] = []
     broken: dict[str, InvalidWorkflow] = {}
@@ -62,13 +68,13 @@ def catalogue(operator: Mapping[str, bytes], repository: Mapping[str, bytes], *,
                 own_problem = problem
                 problems += problem.all
         else:
-            own += _read(path_at_base, data, problems, broken)
+            own += _read(path_at_base, data, engines, problems, broken)
     names = {workflow.name for workflow in own} | {workflow_name(problem.path) for problem in broken.values()}
     words = {workflow.command for workflow in own if workflow.command} | set(broken)
     from_operator: list[Workflow] = []
     for name, data in sorted(operator.items()):
         if name.endswith((".yml", ".yaml")):
-            from_operator += _read(f"workflows/{name}", data, problems, broken)
+            from_operator += _read(f"workflows/{name}", data, engines, problems, broken)
     not_replaced = [workflow for workflow in from_operator if workflow.name not in names and workflow.command not in words]
     return Catalogue(
         workflows=(*own, *not_replaced),
@@ -94,7 +100,7 @@ def commands(catalogue: Catalogue) -> tuple[CommandHelp, ...]:
     )
 
 
-def check_files(files: Mapping[str, bytes]) -> tuple[InvalidWorkflow, ...]:
+def check_files(files: Mapping[str, bytes], engines: tuple[str, ...] = SHIPPED_ENGINES) -> tuple[InvalidWorkflow, ...]:
     """Return every problem of every file, for `gibil check`. `files`: path → content."""
     problems: list[InvalidWorkflow] = []
     for path, data in files.items():
@@ -102,7 +108,7 @@ def check_files(files: Mapping[str, bytes]) -> tuple[InvalidWorkflow, ...]:
             if is_repository_file(path):
                 parse_repository_file(path, data)
             else:
-                parse_workflow(path, data)
+                parse_workflow(path, data, engines)
         except InvalidWorkflow as problem:
             problems += problem.all
     return tuple(problems)
@@ -129,9 +135,11 @@ _cached_workflow = lru_cache(maxsize=128)(parse_workflow)
 _cached_repository_file = lru_cache(maxsize=128)(parse_repository_file)
 
 
-def _read(path: str, data: bytes, problems: list[InvalidWorkflow], broken: dict[str, InvalidWorkflow]) -> Iterable[Workflow]:
+def _read(
+    path: str, data: bytes, engines: tuple[str, ...], problems: list[InvalidWorkflow], broken: dict[str, InvalidWorkflow]
+) -> Iterable[Workflow]:
     try:
-        return (_cached_workflow(path, data),)
+        return (_cached_workflow(path, data, engines),)
     except InvalidWorkflow as problem:
         problems += problem.all
         broken.setdefault(_word_of(path, data), problem)

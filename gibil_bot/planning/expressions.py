@@ -294,10 +294,10 @@ def _end_of_piece(text: str, start: int) -> int:
     raise InvalidExpression("a ${{ without its }}", start - 2)
 
 
-def pieces_of(text: str) -> Iterator[tuple[str, int | None]]:
+def pieces_of(text: str, *, max_length: int = MAX_LENGTH) -> Iterator[tuple[str, int | None]]:
     """Yield literal text with None, and the contents of each `${{ }}` with their offset."""
-    if len(text) > MAX_LENGTH:
-        raise InvalidExpression(f"an expression of more than {MAX_LENGTH} characters", 1)
+    if len(text) > max_length:
+        raise InvalidExpression(f"an expression of more than {max_length} characters", 1)
     position = 0
     while (found := text.find("${{", position)) >= 0:
         if found > position:
@@ -380,6 +380,8 @@ def check_interpolation(text: str, *, inputs: Collection[str] | None = None) -> 
 
 def check_piece(piece: str, start: int, *, inputs: Collection[str] | None) -> None:
     """Raise InvalidExpression for the contents of a `${{ }}`, at that offset, which `evaluate_piece` wouldn't accept."""
+    if len(piece) > MAX_LENGTH:
+        raise InvalidExpression(f"an expression of more than {MAX_LENGTH} characters", start + 1)
     tree = parse_at(piece, start)
     if uses_status(tree):
         raise InvalidExpression("success(), failure(), always() and cancelled() are allowed only in if:", start + 1)

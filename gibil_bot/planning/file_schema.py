@@ -10,10 +10,24 @@ import posixpath
 import shlex
 from collections.abc import Mapping
 
-from gibil_bot.limits import MACHINE_SIZES, REPOSITORY_FILE
+from gibil_bot.limits import MACHINE_SIZES, MOST_GLOB, REPOSITORY_FILE
 from gibil_bot.planning import actions, expressions, patterns
-from gibil_bot.planning.schema_types import Choice, Duration, Field, Flag, ListOf, Number, Record, Shapes, Size, Table, Text
+from gibil_bot.planning.schema_types import (
+    Choice,
+    Duration,
+    Field,
+    Flag,
+    ListOf,
+    Money,
+    Number,
+    Record,
+    Shapes,
+    Size,
+    Table,
+    Text,
+)
 from gibil_bot.planning.workflow import PULL_REQUEST_ACTIONS
+from gibil_bot.registries import MOST_ENTRIES, REGISTRIES, problem_with
 from gibil_bot.scripts.task_script import RUNTIMES, reserved_name
 
 RESERVED_COMMANDS = ("help", "cancel", "retest", "approve")
@@ -68,6 +82,22 @@ def _pattern_problem(pattern: str) -> str | None:
     except patterns.InvalidPattern as error:
         return f"this pattern can't be used: {error}"
     return None
+
+
+def _commit_paths_problem(paths: str) -> str | None:
+    for path in paths.splitlines():
+        pattern = path.strip().removeprefix("!")
+        if pattern.startswith(("/", "~")) or ".." in pattern.split("/"):
+            return f"{path.strip()!r} is outside the checkout; write a path relative to it"
+        if path.strip() and not 1 <= len(pattern) <= MOST_GLOB:
+            return f"{path.strip()[:40]!r} can't be used: a path has 1 to {MOST_GLOB} characters"
+    return None if paths.strip() else "a path can't be empty"
+
+
+def _allow_problem(entry: str) -> str | None:
+    hint = actions.allow_hint(entry)
+    problem = "" if hint else problem_with(entry)
+    return hint or (f"{entry[:80]!r} {problem}" if problem else None)
 
 
 _ENV_NAME = Text(what="a name of letters, digits and _", pattern="[A-Za-z_][A-Za-z0-9_]*", longest=200, check=_name_problem)
@@ -133,6 +163,99 @@ def _rejected(messages: Mapping[str, str]) -> tuple[Field, ...]:
 
 _TASK_HINTS = _rejected(actions.TASK_KEYS)
 
+PROMPT_LIMIT = 20_000
+"""Characters of a prompt, as written and with the values of its expressions."""
+HIGHEST_BUDGET_USD = 1000
+_PROMPT = Text(what="a prompt", longest=PROMPT_LIMIT)
+AGENT = Shapes(
+    what="a prompt, or prompt: and options",
+    kinds={
+        "scalar": _PROMPT,
+        "mapping": Record(
+            what="agent",
+            fields=(
+                Field(
+                    name="prompt",
+                    kind=_PROMPT,
+                    required=True,
+                    description="What it should do. May contain ${{ inputs.NAME }} and ${{ github.NAME }}.",
+                ),
+                Field(
+                    name="engine",
+                    kind=Text(what="the name of an engine", pattern="[a-z][a-z0-9-]*", longest=40),
+                    description="The program that works: claude, codex, gemini, opencode, command, or one of the operator's. "
+                    "Default: the first for which the bot has a key.",
+                ),
+                Field(
+                    name="model",
+                    kind=Text(what="the name of a model", pattern=r"[A-Za-z0-9][A-Za-z0-9._:/@-]*", longest=200),
+                    description="The model. Default: the engine's.",
+                ),
+                Field(name="max-turns", kind=Number(lowest=1, highest=1000), description="How often it may act. Default: 40."),
+                Field(
+                    name="budget",
+                    kind=Money(highest=HIGHEST_BUDGET_USD),
+                    description="What its calls of the model may cost, in US dollars. The operator's limits apply too.",
+                ),
+                Field(
+                    name="max-tokens",
+                    kind=Number(lowest=1000, highest=1_000_000_000),
+                    description="How many tokens its calls of the model may use, input and output together.",
+                ),
+                Field(
+                    name="allow",
+                    kind=ListOf(
+                        item=Text(what="a host or a registry", pattern=ONE_LINE, longest=300, check=_allow_problem),
+                        one_too=True,
+                        fewest=0,
+                        most=MOST_ENTRIES,
+                    ),
+                    description="What its machine may reach in addition to what the operator allows: hosts, *.DOMAIN, and "
+                    f"registries by name: {', '.join(REGISTRIES)}. Default: nothing.",
+                ),
+                Field(
+                    name="until",
+                    kind=_TITLE,
+                    description="The name of an earlier task. The agent works only if that task failed; the task runs again "
+                    "after each round.",
+                ),
+                Field(
+                    name="rounds",
+                    kind=Number(lowest=1, highest=10),
+                    description="With until: how often it works while that task fails. Default: 3.",
+                ),
+                Field(
+                    name="attempts",
+                    kind=Number(lowest=1, highest=8),
+                    description="How many machines work on it side by side, within one budget. Default: 1.",
+                ),
+                Field(
+                    name="choose",
+                    kind=Text(what="a command", longest=4000),
+                    description="With attempts: a command that an attempt has to pass. The one with the smallest diff is used.",
+                ),
+                Field(
+                    name="command",
+                    kind=Text(what="a command", longest=4000),
+                    description="With engine: command: the program, which reads the prompt on its standard input.",
+                ),
+                Field(
+                    name="output",
+                    kind=Choice(words=("changes", "review", "answer")),
+                    description="What is expected: changes (of files), review (comments on lines), answer (its last message). "
+                    "Default: changes.",
+                ),
+                Field(
+                    name="context",
+                    kind=ListOf(item=Choice(words=("last-failure",)), one_too=True, fewest=0, most=5),
+                    description="What it gets besides the pull request. last-failure: the output of its newest failed run.",
+                ),
+                *_rejected(actions.AGENT_KEYS),
+            ),
+        ),
+    },
+)
+
 TASK = Record(
     what="a task",
     fields=(
@@ -145,9 +268,10 @@ TASK = Record(
         ),
         Field(
             name="detect",
-            kind=Choice(words=("test", "lint")),
-            description="Instead of run: prepares the project and tests or lints it as its files suggest.",
+            kind=Choice(words=("test", "lint", "format")),
+            description="Instead of run: prepares the project and tests, lints or formats it as its files suggest.",
         ),
+        Field(name="agent", kind=AGENT, description="Instead of run: an agent works. A prompt, or prompt: and options."),
         *_TASK_HINTS,
     ),
 )
@@ -160,6 +284,11 @@ REPOSITORY_TASK = Record(
             name="detect",
             description="Detected tasks.",
             rejection=f"only a workflow's task can detect; without tasks, {REPOSITORY_FILE} leaves that to /gibil test",
+        ),
+        Field(
+            name="agent",
+            description="An agent.",
+            rejection="only a workflow's task can be an agent's: these tasks also run where there is no agent",
         ),
         *_TASK_HINTS,
     ),
@@ -176,7 +305,11 @@ INPUT = Record(
             description="The value if none is given.",
         ),
         Field(name="required", kind=Flag(), description="Whether the command is rejected if it has no value and no default."),
-        Field(name="type", kind=Choice(words=("string", "boolean", "number", "choice")), description="Default: string."),
+        Field(
+            name="type",
+            kind=Choice(words=("string", "boolean", "number", "choice", "text")),
+            description="text: what follows the command, also on the next lines of the comment. Default: string.",
+        ),
         Field(
             name="options",
             kind=ListOf(item=Text(what="an option", pattern=ONE_LINE, longest=100, any_scalar=True)),
@@ -227,6 +360,21 @@ ON = Shapes(
                     ),
                     description="Runs when a pull request is opened, pushed to (synchronize) or reopened.",
                 ),
+                Field(
+                    name="own-push",
+                    kind=Record(
+                        what="own-push",
+                        null_too=True,
+                        fields=(
+                            Field(
+                                name="max-attempts",
+                                kind=Number(lowest=1, highest=20),
+                                description="How often, per pull request and hour. Default: 3.",
+                            ),
+                        ),
+                    ),
+                    description="Runs when a workflow's commit: has changed the pull request.",
+                ),
                 *_rejected(actions.EVENTS),
             ),
         ),
@@ -241,6 +389,80 @@ CONCURRENCY = Shapes(
             fields=(
                 Field(name="group", kind=_GROUP, required=True, description="One run of a group at a time, per repository."),
                 Field(name="cancel-in-progress", kind=Flag(), description="New runs cancel the previous one. Default: false."),
+            ),
+        ),
+    },
+)
+
+_MESSAGE = Text(what="a message", longest=expressions.MAX_LENGTH)
+COMMIT = Shapes(
+    what="a message, or message:",
+    kinds={
+        "scalar": _MESSAGE,
+        "mapping": Record(
+            what="commit",
+            fields=(
+                Field(
+                    name="message",
+                    kind=_MESSAGE,
+                    required=True,
+                    description="The message of the commit with changes that no task committed. May contain ${{ }}.",
+                ),
+                Field(
+                    name="paths",
+                    kind=ListOf(item=Text(what="a path", longest=1000, check=_commit_paths_problem), one_too=True, most=50),
+                    description="Files that may change. * matches in names, ** any folders, and ! in front leaves out. "
+                    "Default: all.",
+                ),
+                Field(
+                    name="when",
+                    kind=Choice(words=("changed",), hint=actions.commit_when_hint),
+                    description="changed: when the tasks succeeded and a file changed. Default.",
+                ),
+                Field(
+                    name="to",
+                    kind=Choice(words=("head", "branch", "patch")),
+                    description="head: the pull request's branch. branch: another branch. patch: a file with the changes. "
+                    "Default: head.",
+                ),
+                Field(
+                    name="branch",
+                    kind=Text(what="a branch's name", pattern=ONE_LINE, longest=200),
+                    description="The branch for to: branch, which is created if it doesn't exist. May contain ${{ }}. "
+                    "Default: gibil/WORKFLOW-NUMBER.",
+                ),
+                Field(
+                    name="pull-request",
+                    kind=Record(
+                        what="pull-request",
+                        fields=(
+                            Field(
+                                name="title",
+                                kind=Text(what="one line of text", pattern=ONE_LINE, longest=250),
+                                required=True,
+                                description="Its title. May contain ${{ }}.",
+                            ),
+                            Field(name="draft", kind=Flag(), description="Whether it is a draft. Default: false."),
+                            Field(
+                                name="body",
+                                kind=Text(what="text", longest=expressions.MAX_LENGTH),
+                                description="Its description. May contain ${{ }}.",
+                            ),
+                        ),
+                    ),
+                    description="For to: branch: opens a pull request into the pull request's branch.",
+                ),
+                Field(
+                    name="on-conflict",
+                    kind=Choice(words=("rebase", "fail")),
+                    description="If the branch moved meanwhile: rebase onto it, or only store a patch. Default: rebase.",
+                ),
+                Field(
+                    name="strict",
+                    kind=Flag(),
+                    description="Changes outside paths reject the commits, instead of being dropped. Default: false.",
+                ),
+                *_rejected(actions.COMMIT_KEYS),
             ),
         ),
     },
@@ -382,6 +604,7 @@ WORKFLOW = Record(
         Field(name="concurrency", kind=CONCURRENCY, description="Runs that must not overlap."),
         *SET_UP,
         Field(name="machine", kind=MACHINE, description="The machine it runs on."),
+        Field(name="commit", kind=COMMIT, description="Commits what the tasks changed: a message, or message: and options."),
         Field(
             name="comment",
             kind=Choice(words=("always", "on-failure", "never")),

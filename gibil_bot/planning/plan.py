@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import msgspec
+from msgspec import structs
 
+from gibil_bot.agent_task import AgentPlan
 from gibil_bot.caps import NO_CAPS, Caps, capped
 from gibil_bot.errors import InvalidWorkflow, UsageError
-from gibil_bot.humanize import nearest
-from gibil_bot.limits import REPOSITORY_FILE
-from gibil_bot.model import Cache, Checkout, Command, MachinePlan, Plan, PullRequest, Repository, TaskPlan, Trust
+from gibil_bot.humanize import count, nearest, without_hidden
+from gibil_bot.limits import REPOSITORY_FILE, is_branch_name
+from gibil_bot.model import (
+    Cache,
+    Checkout,
+    Command,
+    CommitPlan,
+    MachinePlan,
+    Plan,
+    PullRequest,
+    Repository,
+    TaskPlan,
+    Trust,
+)
 from gibil_bot.planning import cache_keys, expressions
+from gibil_bot.planning.agents import AgentSupport
 from gibil_bot.planning.catalogue import Catalogue, CommandHelp, catalogue, check_files, commands, why_unknown
-from gibil_bot.planning.inputs import input_values, typed_values
+from gibil_bot.planning.file_schema import PROMPT_LIMIT
+from gibil_bot.planning.inputs import input_values, split_text, text_input, typed_values
 from gibil_bot.planning.schema import workflow_name
 from gibil_bot.planning.services import ServiceCapabilities, check_services, host_port, services_script
 from gibil_bot.planning.workflow import ProjectSetUp, RepositoryFile, Service, Task, Workflow
 from gibil_bot.scripts.task_script import set_up_script
 
 __all__ = [
+    "AgentSupport",
     "Catalogue",
     "CommandHelp",
     "EventContext",
@@ -36,6 +52,8 @@ __all__ = [
 ]
 
 DEFAULT_TIMEOUT_S = 3600.0
+MESSAGE_LIMIT = 8000
+TITLE_LIMIT = 250
 SET_UP_S = 600
 """How much longer than its tasks' timeout a machine exists by default: for creating, cloning and reporting."""
 
@@ -58,6 +76,11 @@ class EventContext:
     """What the machines support for services; None if unknown here, so that the machine itself reports problems."""
     untrusted_because: str = ""
     """Why the run is untrusted, as a clause for its report."""
+    is_by_agent: bool = False
+    """The run is untrusted only because an agent wrote the head; its changes may be pushed."""
+    may_commit: bool = True
+    """Whether the App may write contents here."""
+    agents: AgentSupport = field(default_factory=AgentSupport)
 
 
 def for_command(catalogue: Catalogue, command: Command, event: EventContext) -> tuple[Plan, ...]:
@@ -68,24 +91,33 @@ def for_command(catalogue: Catalogue, command: Command, event: EventContext) -> 
     matching = [workflow for workflow in catalogue.workflows if workflow.command == word]
     if not matching:
         raise UsageError(why_unknown(catalogue, word))
-    return tuple(
-        _plan(catalogue, workflow, input_values(workflow.inputs, command.arguments, word=word), event) for workflow in matching
-    )
+    plans = []
+    for workflow in matching:
+        arguments = split_text(workflow.inputs, command.text, word=word) if command.text else command.arguments
+        plans.append(_plan(catalogue, workflow, input_values(workflow.inputs, arguments, word=word), event))
+    return tuple(plans)
+
+
+def free_text_words(catalogue: Catalogue) -> frozenset[str]:
+    """Return the words of commands that take free text, for the parser of comments."""
+    return frozenset(each.command for each in catalogue.workflows if each.command and text_input(each.inputs) is not None)
 
 
 class Unsupported(UsageError):
-    """The repository needs something that the machines here don't support."""
+    """The workflow needs something that the machines here don't support, or a permission that the App doesn't have."""
 
 
-def for_pull_request(catalogue: Catalogue, action: str, event: EventContext) -> tuple[tuple[Plan, ...], tuple[str, ...]]:
+def for_pull_request(
+    catalogue: Catalogue, action: str, event: EventContext, *, is_own_push: bool = False
+) -> tuple[tuple[Plan, ...], tuple[str, ...]]:
     """Return the plans of all workflows that this action of a pull request starts, and why others can't run here.
 
     A workflow that doesn't apply to this repository (it needs a `.gibil.yml` that is missing or broken) is left out: it wasn't
-    requested by name. Broken files are in `catalogue.problems`.
+    requested by name. Broken files are in `catalogue.problems`. `is_own_push`: commits of an earlier run caused it.
     """
     plans, refusals = [], []
     for workflow in catalogue.workflows:
-        if action in workflow.pull_request:
+        if workflow.max_attempts if is_own_push else action in workflow.pull_request:
             try:
                 plans.append(_plan(catalogue, workflow, input_values(workflow.inputs, {}, word=workflow.name), event))
             except Unsupported as refusal:
@@ -116,6 +148,11 @@ def again(catalogue: Catalogue, name: str, inputs: Mapping[str, str], event: Eve
     return for_workflow(catalogue, name, values, event)
 
 
+def may_need_to_commit(catalogue: Catalogue) -> bool:
+    """Return whether a workflow pushes commits, for which the App needs a permission."""
+    return any(workflow.commit is not None and workflow.commit.to != "patch" for workflow in catalogue.workflows)
+
+
 def plan_view(plan: Plan) -> dict[str, object]:
     """Return a plan as JSON values, for `gibil plan`."""
     return cast(dict[str, object], msgspec.to_builtins(plan))
@@ -129,6 +166,8 @@ def _plan(catalogue: Catalogue, workflow: Workflow, inputs: dict[str, str], even
     own_file = _used_file(catalogue, workflow, event.service_capabilities)
     set_up = workflow.overridden_by(own_file)
     _check_ports(workflow, set_up.services)
+    agents = _agents(workflow, event)
+    _check_attempts(workflow, set_up.services)
     tasks = _expand(workflow, own_file, set_up)
     if own_file is not None and own_file.tasks:
         notes.append(f"The tasks come from {own_file.path}.")
@@ -148,11 +187,22 @@ def _plan(catalogue: Catalogue, workflow: Workflow, inputs: dict[str, str], even
         group = expressions.interpolate(workflow.concurrency.group, inputs=inputs, github=github)[:500]
         cancel = workflow.concurrency.cancel_in_progress
     typed = typed_values(workflow.inputs, inputs)
+    commit = None if workflow.commit is None else _bound_commit(workflow, workflow.commit, inputs, github)
+    if commit is not None and commit.to != "patch" and event.trust is not Trust.TRUSTED and not event.is_by_agent:
+        because = f", because {event.untrusted_because}" if event.untrusted_because else ""
+        notes.append(f"Its changes become a patch instead of commits: the run is untrusted{because}.")
+        commit = structs.replace(commit, to="patch", branch=None, pull_request=None)
+    if commit is not None and commit.to != "patch" and not event.may_commit:
+        raise Unsupported(
+            f"{workflow.title} commits its changes, but the App may only read contents here: an owner of "
+            f"{event.repository.full_name.partition('/')[0]} has to accept its permission `contents: write` at the "
+            "installation. A workflow with `commit: {to: patch}` needs no permission"
+        )
     return Plan(
         workflow=workflow.name,
         title=workflow.title,
         path=workflow.path,
-        tasks=tuple(_task_plan(task, typed, timeout_s) for task in tasks),
+        tasks=tuple(_task_plan(task, typed, timeout_s, _bound_agent(workflow, task, agents, inputs, github)) for task in tasks),
         inputs=inputs,
         env={**workflow.env, **(own_file.env if own_file else {})},
         secrets=secrets,
@@ -165,7 +215,67 @@ def _plan(catalogue: Catalogue, workflow: Workflow, inputs: dict[str, str], even
         notes=tuple(notes),
         checkout=Checkout(**set_up.checkout),  # type: ignore[arg-type]  # checked by the schema
         caches=tuple(_bound_cache(cache, inputs, github) for cache in set_up.caches or ()),
+        commit=commit,
+        max_attempts=workflow.max_attempts,
     )
+
+
+def _bound_commit(workflow: Workflow, commit: CommitPlan, inputs: Mapping[str, str], github: Mapping[str, str]) -> CommitPlan:
+    """Evaluate the expressions. Raises UsageError if they give no message or no valid branch name."""
+
+    def text(template: str, limit: int) -> str:
+        return without_hidden(expressions.interpolate(template, inputs=inputs, github=github))[:limit].strip()
+
+    message = text(commit.message, MESSAGE_LIMIT)
+    if not message:
+        raise UsageError(f"{workflow.title}: the message of its commit is empty; write a text next to the expressions")
+    branch, request = commit.branch, commit.pull_request
+    if commit.to == "branch":
+        branch = text(branch, TITLE_LIMIT) if branch is not None else f"gibil/{workflow.name}-{github['number']}"
+        if not is_branch_name(branch):
+            raise UsageError(f"{workflow.title}: {branch[:80]!r} is not a valid branch name for its commit")
+    if request is not None:
+        title = " ".join(text(request.title, TITLE_LIMIT).split()) or workflow.title
+        request = structs.replace(request, title=title, body=text(request.body, MESSAGE_LIMIT))
+    return structs.replace(commit, message=message, branch=branch, pull_request=request)
+
+
+def _agents(workflow: Workflow, event: EventContext) -> AgentSupport:
+    """Return what is known of agents here. Raises Unsupported if one of the workflow's can't work here.
+
+    Raises UsageError for untrusted commits that no person asked for: agents cost money.
+    """
+    wanted = [task.agent for task in workflow.tasks if task.agent is not None]
+    for agent in wanted:
+        reason = event.agents.unusable.get(agent.engine or event.agents.default_engine)
+        if reason is not None:
+            raise Unsupported(f"{workflow.title} can't run here: {reason}")
+    if wanted and event.event_name == "pull_request" and event.trust is not Trust.TRUSTED:
+        # Not Unsupported, which every push to a fork would report: the command of the workflow starts it.
+        raise UsageError(f"{workflow.title} works on untrusted commits only if a person with write access asks")
+    return event.agents
+
+
+def _bound_agent(
+    workflow: Workflow, task: Task, agents: AgentSupport, inputs: Mapping[str, str], github: Mapping[str, str]
+) -> AgentPlan | None:
+    """Choose the engine and evaluate the expressions of the prompt: their values are text. Raises UsageError."""
+    if task.agent is None:
+        return None
+    parts: list[str] = []
+    length = 0
+    for piece, start in expressions.pieces_of(task.agent.prompt, max_length=PROMPT_LIMIT):
+        parts.append(piece if start is None else expressions.evaluate_piece(piece, start, inputs=inputs, github=github))
+        length += len(parts[-1])
+        if length > PROMPT_LIMIT:
+            raise UsageError(
+                f"{workflow.title}: with its inputs, the prompt of {task.name!r} is longer than {PROMPT_LIMIT:,} characters; "
+                "write less, or put the text into a file of the pull request and name that"
+            )
+    prompt = without_hidden("".join(parts)).strip()
+    if not prompt:
+        raise UsageError(f"{workflow.title}: the prompt of {task.name!r} is empty; write a text next to the expressions")
+    return structs.replace(task.agent, engine=task.agent.engine or agents.default_engine, prompt=prompt)
 
 
 def _bound_cache(cache: Cache, inputs: Mapping[str, str], github: Mapping[str, str]) -> Cache:
@@ -212,6 +322,18 @@ def _check_ports(workflow: Workflow, services: tuple[Service, ...]) -> None:
             raise UsageError(f"{workflow.title}: the services {other!r} and {service.name!r} both have the port {port}")
 
 
+def _check_attempts(workflow: Workflow, services: tuple[Service, ...]) -> None:
+    """Raise UsageError for attempts side by side on machines with services, which a copy of a machine's disk doesn't have."""
+    task = next((task for task in workflow.tasks if task.agent is not None and task.agent.attempts > 1), None)
+    if task is not None and services:
+        names = ", ".join(repr(service.name) for service in services)
+        raise UsageError(
+            f"{workflow.title}: attempts of {task.name!r} work on copies of the machine's disk, on which no processes run, so "
+            f"they would be without {count(len(services), 'service')} ({names}); remove `attempts`, or start what they need in "
+            "`choose`"
+        )
+
+
 def _expand(workflow: Workflow, own_file: RepositoryFile | None, set_up: ProjectSetUp) -> list[Task]:
     """Replace the task with `uses` by the tasks of the repository's file, and set up the machine before the first task that may
     need it: that one, or if the workflow itself describes the set-up, the first of all.
@@ -241,11 +363,12 @@ def _inside(outer: Task, inner: Task) -> Task:
         env={**outer.env, **inner.env},
         timeout_s=min(limits, default=None),
         continue_on_error=outer.continue_on_error or inner.continue_on_error,
+        part_of=outer.name,
     )
 
 
-def _task_plan(task: Task, typed: Mapping[str, bool | float], timeout_s: float) -> TaskPlan:
-    assert task.run is not None or task.detect, "the parser accepts no other task without a script, and uses are replaced"
+def _task_plan(task: Task, typed: Mapping[str, bool | float], timeout_s: float, agent: AgentPlan | None) -> TaskPlan:
+    assert task.run is not None or task.detect or agent is not None, "the parser accepts no other, and uses are replaced"
     return TaskPlan(
         name=task.name,
         run=task.run or "",
@@ -258,6 +381,8 @@ def _task_plan(task: Task, typed: Mapping[str, bool | float], timeout_s: float) 
         kind="prepare" if task.prepare else "run",
         detect=task.detect,
         tty=task.tty,
+        agent=agent,
+        part_of=task.part_of or (task.name if task.detect else ""),
     )
 
 

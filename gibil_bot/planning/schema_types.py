@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import partial
 from typing import Protocol, TypeVar, cast
 
@@ -177,6 +178,36 @@ class Number:
 
     def schema(self) -> dict[str, object]:
         return {"type": "integer" if self.whole else "number", "minimum": self.lowest, "maximum": self.highest}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Money:
+    """An amount of US dollars above 0, with at most six decimals. Read as Decimal, exactly as written."""
+
+    highest: int
+
+    @property
+    def what(self) -> str:
+        return f"an amount of US dollars above 0, at most {self.highest}"
+
+    def read(self, node: Node) -> Decimal:
+        value = node.value() if node.kind == "scalar" else None
+        text = node.text.strip()
+        if isinstance(value, str) and re.fullmatch(r"(?:\$|USD ?)[0-9.]{1,12}|[0-9.]{1,12} ?(?:\$|USD)", text):
+            raise node.error(f"expected {self.what}, got {node.what}; write the number alone")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not re.fullmatch(r"\+?[0-9]{0,7}\.?[0-9]{0,6}", text)
+        ):
+            raise _wrong_kind(node, self.what)
+        amount = Decimal(text)
+        if not 0 < amount <= self.highest:
+            raise _wrong_kind(node, self.what)
+        return amount
+
+    def schema(self) -> dict[str, object]:
+        return {"type": "number", "exclusiveMinimum": 0, "maximum": self.highest}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -153,7 +153,7 @@ def _compatible(one: str, other: str) -> bool:
 
 
 def image_problem(service: Service) -> str | None:
-    """Return a problem that exists on every machine: the image itself would refuse to start."""
+    """Return a problem that exists on every machine: the image itself would not start."""
     kind = image_kind(service.image)
     if kind is None:
         return None if service.ports else "ports are required for an image other than " + PACKAGED

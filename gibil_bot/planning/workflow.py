@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from gibil_bot.model import Cache, MachineResources
+from gibil_bot.agent_task import AgentPlan
+from gibil_bot.model import Cache, CommitPlan, MachineResources
 
 PULL_REQUEST_ACTIONS = ("opened", "synchronize", "reopened")
 """The actions of a pull request that can start a workflow."""
+SHIPPED_ENGINES = ("claude", "codex", "gemini", "opencode", "command")
+"""The engines that agents may name if the operator has added none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +23,7 @@ class Input:
     default: str | None = None
     required: bool = False
     type: str = "string"
-    """string | boolean | number | choice"""
+    """string | boolean | number | choice | text (what follows the command's word)"""
     options: tuple[str, ...] = ()
     pattern: str | None = None
     """What the whole value must match (see patterns.py)."""
@@ -30,7 +33,7 @@ class Input:
 class Task:
     name: str
     run: str | None = None
-    """None only if `uses` or `detect` provides the tasks."""
+    """None if `uses` or `detect` provides the tasks, or an agent works."""
     condition: str = "success()"
     env: Mapping[str, str] = field(default_factory=dict)
     working_directory: str | None = None
@@ -39,10 +42,14 @@ class Task:
     shell: str = "bash"
     uses: str | None = None
     detect: str = ""
-    """test | lint: the tasks are detected in the project's files."""
+    """test | lint | format: the tasks are detected in the project's files."""
     prepare: bool = False
     """It installs what later tasks need."""
     tty: bool = False
+    agent: AgentPlan | None = None
+    """With expressions in its prompt, and without an engine if the file names none."""
+    part_of: str = ""
+    """Name of the workflow's task that this task of a `.gibil.yml` replaces."""
     line: int = 1
     column: int = 1
 
@@ -116,6 +123,10 @@ class Workflow(ProjectSetUp):
     concurrency: Concurrency | None = None
     machine: MachineResources = field(default_factory=MachineResources)
     comment: str = "always"
+    commit: CommitPlan | None = None
+    """With expressions that are evaluated when a run is planned."""
+    max_attempts: int = 0
+    """How often the bot's own commits may start it, per pull request and hour; 0: never."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
