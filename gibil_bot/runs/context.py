@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gibil_bot.caps import Caps
 from gibil_bot.github import replies, trust_replies
 from gibil_bot.model import Notification, PullRequest, Repository, Trust
 from gibil_bot.planning import plan as planning
 from gibil_bot.planning.services import ServiceCapabilities
+from gibil_bot.planning.workflow import Input
 from gibil_bot.ports import GitHub
 from gibil_bot.runs.trust import TrustDecision
 
@@ -35,6 +36,7 @@ class Policy:
     operator_workflows: Callable[[], Mapping[str, bytes]]
     service_capabilities: ServiceCapabilities | None = None
     """What the machines support for services."""
+    agents: planning.AgentSupport = field(default_factory=planning.AgentSupport)
 
 
 class Refused(Exception):
@@ -97,9 +99,11 @@ async def read_context(
     # The base branch as it is now, not the base commit recorded in the pull request: workflows that were fixed since then
     # count.
     files = await github.workflow_files(installation_id, repository.full_name, pull_request.base_ref)
+    catalogue = await read_catalogue(policy, files, pull_request.base_ref)
+    may_commit = not planning.may_need_to_commit(catalogue) or await github.git_data(installation_id).may_write()
     return PullRequestContext(
         installation_id=installation_id,
-        catalogue=await read_catalogue(policy, files, pull_request.base_ref),
+        catalogue=catalogue,
         event=planning.EventContext(
             repository=repository,
             pull_request=pull_request,
@@ -111,6 +115,9 @@ async def read_context(
             caps=policy.caps,
             service_capabilities=policy.service_capabilities,
             untrusted_because=decision.because,
+            is_by_agent=decision.is_by_agent,
+            may_commit=may_commit,
+            agents=policy.agents,
         ),
         decision=decision,
     )
@@ -122,13 +129,20 @@ async def read_catalogue(policy: Policy, files: Mapping[str, bytes], base_ref: s
 
 
 def _catalogue(policy: Policy, files: Mapping[str, bytes], base_ref: str) -> planning.Catalogue:
-    return planning.catalogue(policy.operator_workflows(), files, base_ref=base_ref)
+    return planning.catalogue(policy.operator_workflows(), files, base_ref=base_ref, engines=policy.agents.engines)
 
 
 def help_text(catalogue: planning.Catalogue) -> str:
     entries = []
     for command in planning.commands(catalogue):
-        inputs = tuple(f"{each.name}={each.default if each.default is not None else '…'}" for each in command.inputs)
+        inputs = tuple(_usage(each) for each in sorted(command.inputs, key=lambda each: each.type == "text"))
         title = f"{command.title}: {command.description}" if command.description else command.title
         entries.append(replies.HelpEntry(word=command.word, title=title, inputs=inputs, source=command.path))
     return replies.help_text(entries, [problem.message for problem in catalogue.problems])
+
+
+def _usage(each: Input) -> str:
+    """Return how to write an input after its command."""
+    if each.type == "text":
+        return f"<{each.name}>" if each.required else f"[{each.name}]"
+    return f"{each.name}={each.default if each.default is not None else '…'}"

@@ -26,7 +26,7 @@ _QUOTES, _COMMAND = 10, 1000
 _SUGGESTION = 16 * 1024
 _KEY_FILES = 400
 
-Purpose = Literal["test", "lint"]
+Purpose = Literal["test", "lint", "format"]
 
 
 def purpose_of(plan: Plan) -> Purpose | None:
@@ -38,7 +38,9 @@ def detect_tasks(plan: Plan, project: Project) -> Plan:
     """Return the plan with the tasks that are detected in the project's files. Raises SourceError if they are too large."""
     purpose = purpose_of(plan)
     assert purpose is not None
-    return expand(plan, detect(project, purpose), suggestion=lambda found: from_quotes(project, found.quotes))
+    return expand(
+        plan, detect(project, purpose), suggestion=lambda found: from_quotes(project, found.quotes) if purpose == "test" else ""
+    )
 
 
 def expand(plan: Plan, detection: Detection, suggestion: Callable[[Detection], str] = lambda _: "") -> Plan:

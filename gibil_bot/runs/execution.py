@@ -13,31 +13,39 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from gibil_bot.agent_task import AgentState
+from gibil_bot.agents.context import FailedTask
 from gibil_bot.clock import now
-from gibil_bot.errors import JobLost, JobNotStarted, MachineLost, SSHError
-from gibil_bot.model import Claim, Conclusion, Exit, Job, Plan, Refusals, TaskPlan, TaskResult, TaskStatus
+from gibil_bot.errors import JobLost, JobNotStarted, MachineLost, SSHError, StoreError, UsageError
+from gibil_bot.model import Claim, Conclusion, Exit, Plan, Refusals, TaskPlan, TaskResult, TaskStatus
 from gibil_bot.planning import expressions
 from gibil_bot.ports import RunRecorder, Shell
+from gibil_bot.runs import job_control
+from gibil_bot.runs.agent_state import has_state
+from gibil_bot.runs.agent_values import AgentOutcome, Check, RunMachines, agents_missing
 from gibil_bot.runs.cancellation import Cancellation
 from gibil_bot.runs.detected_tasks import MOST_TASKS as MOST_DETECTED
+from gibil_bot.runs.job_control import Stop
 from gibil_bot.runs.logs import LOG_LIMIT_BYTES, Journal, TaskLog, size_of
 from gibil_bot.runs.redact import Redactor
-from gibil_bot.runs.returned_files import ReturnedFiles, paths_of, read_returned_files, read_tail, returned_with
+from gibil_bot.runs.returned_files import ReturnedFiles, paths_of, read_returned_files, returned_with
 from gibil_bot.scripts import task_script
-from gibil_bot.scripts.clone import WORKSPACE
 from gibil_bot.scripts.jobs import NO_FOLDER
-from gibil_bot.ssh.answers import BadAnswer, last_line
+from gibil_bot.ssh.answers import last_line
 from gibil_bot.views import blocked_view, failed_preparation
+
+if TYPE_CHECKING:
+    from gibil_bot.runs.agent_attempts import AgentAttempts
+    from gibil_bot.runs.agent_tasks import AgentTask
+    from gibil_bot.runs.agent_tools import AgentTools
 
 STORED_TAIL_BYTES = 16 * 1024
 MOST_OUTPUT_BYTES = 1024 * 1024 * 1024
 """Tasks that print more than this are stopped: such output is of no use to a reader, and it fills disks."""
-AFTER_KILL_S = 10.0
-"""How long the rest of a task's output is read after the task was stopped."""
-SKIPPED_TAIL_BYTES = 64 * 1024
 CAUSE_TRIES = 10
 CAUSE_EVERY_S = 0.2
 """A provider may learn why a machine ended a moment after its connection did."""
@@ -85,7 +93,10 @@ def conclusion_of(plan: Plan, results: Mapping[int, TaskResult], *, cancelled: b
     """Derive the conclusion of a run from its tasks. Tasks with continue-on-error don't count."""
     if cancelled:
         return Conclusion.CANCELLED
-    counted = {result.status for index, result in results.items() if not plan.tasks[index].continue_on_error}
+    mended = _mended(plan, results)
+    counted = {
+        result.status for index, result in results.items() if not plan.tasks[index].continue_on_error and index not in mended
+    }
     if TaskStatus.FAILURE in counted:
         return Conclusion.FAILURE
     if TaskStatus.TIMED_OUT in counted:
@@ -97,6 +108,20 @@ def conclusion_of(plan: Plan, results: Mapping[int, TaskResult], *, cancelled: b
         # A skipped task with exit status 0 ran and reported that it had nothing to do (GIBIL_NEUTRAL).
         return Conclusion.NEUTRAL if any(result.exit_status == 0 for result in results.values()) else Conclusion.SKIPPED
     return Conclusion.SUCCESS
+
+
+def _mended(plan: Plan, results: Mapping[int, TaskResult]) -> set[int]:
+    """Return the tasks that failed first, and passed when an agent had worked until they do, and agents that tried before."""
+    found: set[int] = set()
+    for index, result in results.items():
+        agent = plan.tasks[index].agent
+        if agent is not None and agent.until and result.status is TaskStatus.SUCCESS:
+            found |= {
+                before
+                for before, task in enumerate(plan.tasks[:index])
+                if agent.until in ((task.name, task.part_of) if task.agent is None else (task.agent.until,))
+            }
+    return found
 
 
 class Execution:
@@ -120,7 +145,14 @@ class Execution:
         refusals: Callable[[float], Awaitable[Refusals]],
         cause: Cause = no_cause,
         room: int = LOG_LIMIT_BYTES,
+        agents: AgentTools | None = None,
+        machine: str = "",
+        machines: RunMachines | None = None,
     ) -> None:
+        """For a plan with agents: `agents`, `machine`, the name of the machine behind `shell`, and `machines`."""
+        self._agents = agents
+        self._machine = machine
+        self._machines = machines
         self._cause = cause
         self._room = room
         self._lost: str | None = None
@@ -139,6 +171,8 @@ class Execution:
         self._on_output = on_output
         self._refusals = refusals
         self.results: dict[int, TaskResult] = dict(results)
+        self._limited: Mapping[str, str] = {}
+        """What tasks need on a machine that an agent has worked on: it stays limited to the agent's allow-list."""
         self._log: TaskLog | None = None
         self._inherited: tuple[Mapping[str, str], Sequence[str]] = {}, ()
         self._announced: Sequence[str] = ()
@@ -148,9 +182,15 @@ class Execution:
         """The end of the running task's output."""
         return self._log.tail() if self._log is not None else ""
 
+    @property
+    def shell(self) -> Shell:
+        """The connection to the machine. Copying the machine for attempts of an agent replaces it."""
+        return self._shell
+
     async def prepare(self) -> None:
         """Create the files that tasks write to. Safe to repeat."""
         more = MOST_DETECTED if any(task.detect for task in self._plan.tasks) else 0
+        more += sum(task.agent is not None for task in self._plan.tasks)  # each may need an engine to be installed
         prepare = task_script.prepare_script(len(self._plan.tasks) + more) + task_script.IDENTITY
         try:
             result = await self._shell.run(prepare)
@@ -211,14 +251,18 @@ class Execution:
                 await self._run_task(index, task, extra, paths, resumed=stored)
             elif stored.status is not TaskStatus.SKIPPED or stored.exit_status is not None:  # another process ran the task
                 self._add_exports(await self._left_files(index), extra, paths)
+                if task.agent is not None and self._agents is not None:
+                    restriction = await self._agents.restrict(self._machine, task.agent.allow, self._shell)
+                    self._limited = restriction.environment
         return conclusion_of(self._plan, self.results, cancelled=self._cancellation.reason is not None)
 
     def _status(self) -> str:
         """Return the status that conditions test: `success`, `failure` or `cancelled`."""
         if self._cancellation.reason is not None:
             return "cancelled"
+        mended = _mended(self._plan, self.results)
         for index, result in self.results.items():
-            bad = result.status in (TaskStatus.FAILURE, TaskStatus.TIMED_OUT)
+            bad = index not in mended and result.status.has_failed
             if bad and not self._plan.tasks[index].continue_on_error:
                 return "failure"
         return "success"
@@ -244,20 +288,30 @@ class Execution:
             )  # fmt: skip
             await self._save(result)
             return
+        began_elsewhere = (
+            resumed is not None and task.agent is not None and resumed.agent_state is None and len(self._claim.run.hosts) > 1
+        )
+        if began_elsewhere and not await asyncio.to_thread(has_state, self._log_folder, index):
+            # The workspace before the agent's work, for one, can't be read from the machine any more.
+            raise MachineLost("Only the bot of another host can continue its agent's work")
         result = resumed or TaskResult(
             index=index, machine_attempt=self._attempt, name=task.name, status=TaskStatus.RUNNING, started_at=now()
         )
         if resumed is None:
             await self._save(result)
             self._journal.note("task_started", index=index, name=task.name)
-        cancelled_already = status == "cancelled"
+        # A task that another process started may have been running when the run was cancelled.
+        cancelled_already = status == "cancelled" and wanted
         job_id = f"task-{index}"
         environment = task_script.task_environment(
             self._claim.run, task, self._secrets, task_script.task_files(index), extra, paths=paths
         )
+        environment |= self._limited
         log = TaskLog(
             self._log_folder / f"{index}.log", self._redactor(), self._output(index), limit=await self._room_for(index)
         )
+        if task.agent is not None:
+            await asyncio.to_thread(log.forget)  # its output is read again from the beginning
         await log.open()
         if self._announced and resumed is None:
             await log.begin("".join(f"gibil: {self._redactor().text(line)}\n" for line in self._announced))
@@ -267,36 +321,32 @@ class Execution:
         ended: Exit | None = None
         stopped: TaskStatus | None = None
         reached: str | None = None
+        agent: AgentOutcome | None = None
+        started_at = result.started_at or now()
+        limit = AFTER_CANCEL_S if cancelled_already else self._limit_s(task)
+        left_s = max(0.0, limit - (now() - started_at).total_seconds())
+        stops = () if cancelled_already else (self._cancelled,)
         try:
-            await self._shell.start(
-                Job(
-                    id=job_id,
-                    script=task.run,
-                    env=environment,
-                    working_directory=f"{WORKSPACE}/{task.working_directory}" if task.working_directory else WORKSPACE,
-                    shell=task.shell,
-                    tty=task.tty,
-                    returns=paths_of(index),
-                    most_output_bytes=MOST_OUTPUT_BYTES,
-                )
-            )
-            assert result.started_at is not None
-            limit = AFTER_CANCEL_S if cancelled_already else self._limit_s(task)
-            spent = (now() - result.started_at).total_seconds()
-            ended, stopped = await self._follow(job_id, log, max(0.0, limit - spent), watch_cancel=not cancelled_already)
-            failed = stopped is None and (ended is None or ended.status != 0)
+            if task.agent is not None:
+                agent = await self._work_of_agent(index, task, extra, paths, log, result, left_s, stops)
+                result, stopped = self.results[index], agent.status
+            else:
+                ended, stopped = await self._work_of_script(index, task, environment, log, left_s, stops)
+            failed = agent is None and stopped is None and (ended is None or ended.status != 0)
             refused, reached = await asyncio.gather(
-                self._refused_since(result.started_at), self._reached(result.started_at, log, failed=failed)
+                self._refused_since(started_at), self._reached(started_at, log, failed=failed)
             )
             result = replace(result, refusals=refused)
             lines = [*blocked_view(refused), *([reached] if reached else [])]
             await log.close("".join(f"gibil: {line}\n" for line in lines))
+        except UsageError as error:
+            problem = f"The agent can't work: {error.message.rstrip('.')}."
+            await log.close()
         except JobNotStarted as error:
             problem = self._why_not_started(error, index, task)
             await log.close()
         except MachineLost as error:
-            assert result.started_at is not None
-            found = await self._why_lost(error, result.started_at)
+            found = await self._why_lost(error, started_at)
             if found is None:
                 with contextlib.suppress(OSError):
                     await asyncio.shield(log.detach())
@@ -304,7 +354,8 @@ class Execution:
             problem = found
             await log.close()
             if isinstance(error, JobLost):
-                await self._kill(job_id)
+                if task.agent is None:
+                    await job_control.kill(self._shell, job_id)
             else:
                 self._lost = found
         except BaseException:
@@ -314,6 +365,20 @@ class Execution:
         finally:
             self._log = None
         exit_status = ended.status if ended is not None else None
+        if task.agent is not None:
+            result = replace(result, agent=self.results[index].agent)  # what was used so far, however it ended
+        if agent is not None:
+            exit_status = agent.exit_status
+            problem = agent.detail if agent.status is not TaskStatus.CANCELLED else ""
+            result = replace(result, agent=agent.result)
+            self._limited = agent.environment
+            if reached is not None and agent.status is TaskStatus.FAILURE:
+                problem = f"{problem} {reached[:1].upper()}{reached[1:]}."  # often the cause
+                result = replace(result, agent=replace(agent.result, ended=problem))
+            if agent.review is not None:
+                await self._runs.record(self._claim, [agent.review])
+        elif (so_far := self.results[index].agent) is not None:
+            result = replace(result, agent=replace(so_far, ended=problem))
         result = replace(
             result,
             status=stopped or (TaskStatus.SUCCESS if exit_status == 0 else TaskStatus.FAILURE),
@@ -321,6 +386,7 @@ class Execution:
             exit_status=exit_status,
             tail=log.tail(STORED_TAIL_BYTES),
             detail=problem or self._detail(exit_status, stopped, task, log.problem),
+            agent_state=None,
         )
         if ended is not None and ended.output_cut and stopped is None:
             too_much = log.raw_offset + log.skipped >= MOST_OUTPUT_BYTES
@@ -340,6 +406,119 @@ class Execution:
             result = replace(result, status=TaskStatus.SKIPPED, detail=self._redactor().text(why).split("\n")[0])
         await self._save(result)
         self._journal.note("task_finished", index=index, name=task.name, status=result.status.value, seconds=result.duration_s)
+
+    async def _work_of_script(
+        self, index: int, task: TaskPlan, env: Mapping[str, str], log: TaskLog, left_s: float, stops: Sequence[Stop]
+    ) -> tuple[Exit | None, TaskStatus | None]:
+        job = job_control.job_of(task, f"task-{index}", env, returns=paths_of(index), most_output_bytes=MOST_OUTPUT_BYTES)
+        await self._shell.start(job)
+        return await job_control.follow(self._shell, job.id, log, left_s, on_output=self._on_change, stops=stops)
+
+    async def _work_of_agent(
+        self,
+        index: int,
+        task: TaskPlan,
+        extra: Mapping[str, str],
+        paths: Sequence[str],
+        log: TaskLog,
+        result: TaskResult,
+        left_s: float,
+        stops: Sequence[Stop],
+    ) -> AgentOutcome:
+        assert task.agent is not None
+        if self._agents is None:
+            raise UsageError(agents_missing())
+
+        def environment(of: int, task: TaskPlan) -> dict[str, str]:
+            # Never with secrets: a text may make an agent reveal them.
+            return task_script.task_environment(self._claim.run, task, {}, task_script.task_files(of), extra, paths=paths)
+
+        from gibil_bot.runs.agent_attempts import AgentAttempts
+        from gibil_bot.runs.agent_tasks import AgentTask  # with the proxy's libraries, which few runs need
+
+        agents, until = self._agents, task.agent.until
+        work: AgentTask | AgentAttempts
+
+        def show() -> None:
+            self.results[index] = replace(result, agent=work.result)
+            self._on_change()
+
+        async def save_state(state: AgentState) -> None:
+            # An agent doesn't wait for a database that can't be reached: this host has a file with the same content.
+            with contextlib.suppress(StoreError):
+                await self._runs.save_task(self._claim, replace(result, agent_state=state))
+
+        def new_task(attempt: int, machine: str, shell: Shell, log: TaskLog) -> AgentTask:
+            return AgentTask(
+                agents,
+                run=self._claim.run,
+                index=index,
+                task=task,
+                attempt=attempt,
+                machine=machine,
+                machine_attempt=self._attempt,
+                shell=shell,
+                env=environment(index, task),
+                checks=[Check(task=each, env=environment(of, each)) for of, each in self._tasks_of(until)] if until else (),
+                failed=self._failing_before(index),
+                log=log,
+                folder=self._log_folder,
+                most_bytes=self._room,
+                redactor=self._redactor,
+                stops=stops,
+                on_change=show,
+                # Attempts have copies of a machine of this host, so no other host continues them.
+                state=result.agent_state if not attempt else None,
+                save_state=save_state if not attempt else None,
+            )
+
+        if task.agent.attempts == 1:
+            work = new_task(0, self._machine, self._shell, log)
+            show()
+            return await work.work(left_s)
+        assert self._machines is not None
+        work = AgentAttempts(
+            agents,
+            run_id=self._claim.run.id,
+            task=task,
+            index=index,
+            machine=self._machine,
+            shell=self._shell,
+            machines=self._machines,
+            new_task=new_task,
+            log=log,
+            folder=self._log_folder,
+            most_bytes=self._room,
+            redactor=self._redactor,
+            stops=stops,
+            on_change=show,
+        )
+        show()
+        try:
+            return await work.work(left_s)
+        finally:
+            self._shell = work.shell
+
+    def _tasks_of(self, name: str) -> list[tuple[int, TaskPlan]]:
+        """Return the tasks of that name that say something about the code: one, or those that replaced it.
+
+        What prepares the machine is one of them if it failed.
+        """
+        failed = {index for index, result in self.results.items() if result.status.has_failed}
+        return [
+            (index, task)
+            for index, task in enumerate(self._plan.tasks)
+            if name in (task.name, task.part_of) and task.agent is None and (task.kind != "prepare" or index in failed)
+        ]
+
+    def _failing_before(self, index: int) -> list[FailedTask]:
+        found = [self.results[before] for before in range(index) if before in self.results]
+        bad = [result for result in found if result.status.has_failed]
+        return [FailedTask(name=each.name, exit_status=each.exit_status, output=each.tail) for each in bad]
+
+    async def _cancelled(self) -> TaskStatus:
+        await self._cancellation.wait()
+        return TaskStatus.CANCELLED
 
     async def _reached(self, started_at: datetime, log: TaskLog, *, failed: bool) -> str | None:
         """Return which limits were reached since then: what the provider knows, else what a failed task printed."""
@@ -377,11 +556,6 @@ class Execution:
             await asyncio.sleep(CAUSE_EVERY_S)
         return None
 
-    async def _kill(self, job_id: str) -> None:
-        """Kill a job as far as the machine allows it; the rest ends with the machine."""
-        with contextlib.suppress(SSHError, JobLost):
-            await self._shell.kill(job_id)
-
     async def _room_for(self, index: int) -> int:
         """Return how many bytes the log of a task may have, given the size of the other logs."""
         folder = self._log_folder
@@ -411,56 +585,6 @@ class Execution:
         if exit_status != 0:
             return f"exit status {exit_status}"
         return log_problem or ""
-
-    async def _follow(
-        self, job_id: str, log: TaskLog, timeout_s: float, *, watch_cancel: bool
-    ) -> tuple[Exit | None, TaskStatus | None]:
-        """Follow a job until it ends. On timeout or cancellation, kill it and read the rest of its output for AFTER_KILL_S.
-
-        Returns no Exit if the rest of the output took longer than that.
-        """
-        follower = asyncio.create_task(self._copy_output(job_id, log))
-        watcher = asyncio.create_task(self._cancellation.wait()) if watch_cancel else None
-        stopped: TaskStatus | None = None
-        try:
-            waiting = {follower} if watcher is None else {follower, watcher}
-            done, _ = await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-            if follower not in done:
-                stopped = TaskStatus.CANCELLED if watcher is not None and watcher in done else TaskStatus.TIMED_OUT
-                await self._kill(job_id)
-                done, _ = await asyncio.wait({follower}, timeout=AFTER_KILL_S)
-                if follower not in done:
-                    return None, stopped
-            try:
-                return await follower, stopped
-            except JobLost:
-                if stopped is None:
-                    raise
-                return None, stopped
-        finally:
-            for task in (follower, watcher):
-                if task is not None and not task.done():
-                    task.cancel()
-                    with contextlib.suppress(asyncio.CancelledError, Exception):
-                        await task
-
-    async def _copy_output(self, job_id: str, log: TaskLog) -> Exit:
-        if not log.is_full:
-            async with contextlib.aclosing(self._shell.attach(job_id, stdout_from=log.raw_offset)) as items:
-                async for item in items:
-                    if isinstance(item, Exit):
-                        return item
-                    await log.feed(item.data, item.offset)
-                    self._on_change()
-                    if log.is_full:
-                        break
-                else:
-                    raise MachineLost("The connection to the machine was lost during a task")
-        ended = await self._shell.wait(job_id)
-        with contextlib.suppress(SSHError, TimeoutError, BadAnswer):
-            data, size = await read_tail(self._shell, job_id, SKIPPED_TAIL_BYTES)
-            await log.skip(data, size)
-        return ended
 
     def _output(self, index: int) -> Callable[[bytes], None] | None:
         on_output = self._on_output

@@ -28,6 +28,7 @@ from gibil_bot.model import (
     MergeGroupChecked,
     NewRun,
     Notification,
+    PatchRequested,
     Person,
     Plan,
     PullRequest,
@@ -35,13 +36,15 @@ from gibil_bot.model import (
     Repository,
     RerunRequested,
     Run,
+    RunRequested,
     RunState,
     Source,
     Trust,
 )
 from gibil_bot.planning import plan as planning
+from gibil_bot.planning.schema import DEFAULT_ATTEMPTS
 from gibil_bot.ports import DeliveryOutcome, GitHub, Store
-from gibil_bot.runs import heads, rate_limit
+from gibil_bot.runs import heads, last_failure, rate_limit
 from gibil_bot.runs.context import NeedsApproval, Policy, PullRequestContext, Refused, help_text, read_catalogue, read_context
 from gibil_bot.runs.events import only_cancels
 from gibil_bot.runs.heads import observed_in
@@ -77,6 +80,7 @@ class _Outcome:
     observed: list[HeadSeen | BranchPush | Approval] = field(default_factory=list)
     is_approved: bool = False
     """Whether an earlier command of the same comment approved the head."""
+    refusal: str | None = None
 
     def result(self) -> DeliveryOutcome:
         return DeliveryOutcome(
@@ -85,6 +89,7 @@ class _Outcome:
             cancel_earlier=self.cancel_earlier,
             notifications=self.notifications,
             observed=self.observed,
+            refusal=self.refusal,
         )
 
 
@@ -95,7 +100,7 @@ class EventHandlers:
         self._inbox, self._runs, self._outbox = store.inbox, store.runs, store.outbox
         self._github = github
         self._policy = policy
-        self._trust = TrustEvaluator(store.inbox, github, policy.trusted_apps)
+        self._trust = TrustEvaluator(store.inbox, store.runs, github, policy.trusted_apps)
         self._context = functools.partial(read_context, github, policy)
 
     async def decide(self, delivery: Delivery, event: Event) -> DeliveryOutcome:
@@ -111,8 +116,15 @@ class EventHandlers:
                 await self._push(event, outcome)
             case RerunRequested():
                 await self._rerun(event, outcome)
+            case PatchRequested():
+                await self._apply_patch(event, outcome)
             case MergeGroupChecked():
                 await self._merge_group(event, outcome)
+            case RunRequested():
+                try:
+                    await self._request(event, outcome)
+                except (Refused, UsageError) as refusal:
+                    outcome.refusal = str(refusal)
         queued = sum(run.state is RunState.QUEUED for run in await self._runs.unfinished())
         for index, new in enumerate(outcome.runs, start=1):
             outcome.notifications.append(queued_check_run(as_queued(new), queued + index, self._policy.public_url))
@@ -147,7 +159,7 @@ class EventHandlers:
         )
         refusals: list[str] = []
         answers: list[str] = []
-        for command in asked:
+        for command in commands.parse(event.body, planning.free_text_words(context.catalogue)):
             try:
                 answer = await self._execute(command, event, context, outcome)
                 if answer:
@@ -238,7 +250,7 @@ class EventHandlers:
             repeats = await self._to_retest(context, event, wanted)
             self._queue_again(repeats, context, outcome, comment=event)
             return None
-        for plan in planning.for_command(context.catalogue, command, context.event):
+        for plan in await self._plans_of(command, context):
             self._queue(plan, context, outcome, comment=event)
         return None
 
@@ -350,6 +362,10 @@ class EventHandlers:
             return
         stated = observed_in(event, outcome.delivery.received_at)
         outcome.observed += stated
+        is_own = await self._trust.is_own(event.sender)
+        cause = await self._cause_of(event) if is_own else None
+        if cause is not None:  # it counts as a push by the person who requested the run
+            event = structs.replace(event, sender=Person(login=cause.source.actor))
         permission = await self._permission(event.installation_id, repository, event.sender)
         decision = await self._trust.evaluate(
             event.installation_id, repository, pull_request, requester=event.sender, permission=permission, stated=stated
@@ -366,14 +382,15 @@ class EventHandlers:
         context = await self._context(
             event.installation_id, repository, pull_request, event.sender.login, decision, "pull_request"
         )
-        planned_now, refusals = planning.for_pull_request(context.catalogue, event.action, context.event)
+        planned_now, refusals = planning.for_pull_request(context.catalogue, event.action, context.event, is_own_push=is_own)
         plans = list(planned_now)
         if refusals:
             text = "\n\n".join(refusals)
             outcome.notifications.append(
                 replies.notice(event.installation_id, repository, pull_request.number, "machines", text)
             )
-        plans += await self._supersede(context, plans, outcome)
+        if not is_own:
+            plans += await self._supersede(context, plans, outcome)
         outcome.notifications += context.problem_notices()
         try:
             context.check_may_run(self._policy, asked=False)
@@ -394,7 +411,30 @@ class EventHandlers:
             log.info("%s#%s: %s is no longer the head", repository.full_name, pull_request.number, pull_request.head_sha[:7])
             return
         for plan in plans:
-            self._queue(plan, context, outcome)
+            if not (is_own or event.sender.is_bot) or await self._may_start_again(plan, event, outcome):
+                self._queue(plan, context, outcome)
+
+    async def _cause_of(self, event: PullRequestChanged) -> Run | None:
+        """Return the run whose commits the bot pushed with this event; None if it isn't known any more."""
+        head, repository_id = event.pull_request.head_sha, event.repository.id
+        for number in (event.pull_request.number, None):  # a run may open another pull request
+            for run in await self._runs.of_repository(repository_id, number=number):
+                if run.commit is not None and run.commit.created == head:
+                    return run
+        return None
+
+    async def _may_start_again(self, plan: Plan, event: PullRequestChanged, outcome: _Outcome) -> bool:
+        """Return whether an App's push may start the workflow: Apps that answer each other's commits would never stop."""
+        if not plan.max_attempts and plan.commit is None:
+            return True
+        number, most = event.pull_request.number, plan.max_attempts or DEFAULT_ATTEMPTS
+        spending = await rate_limit.own_push(self._inbox, event.repository.id, number, plan.workflow, most)
+        if spending.first_refusal:
+            text = replies.loop_stopped(plan.workflow, most)
+            outcome.notifications.append(
+                replies.notice(event.installation_id, event.repository, number, f"loop:{plan.workflow}", text)
+            )
+        return spending.allowed
 
     async def _supersede(self, context: PullRequestContext, plans: Sequence[Plan], outcome: _Outcome) -> list[Plan]:
         """Cancel runs of older commits, and return plans of their workflows for the new commit.
@@ -428,7 +468,9 @@ class EventHandlers:
             log.info("re-run of %s: no run and no open pull request found", event.head_sha[:7])
             return
         limit = self._policy.commands_per_hour
-        refused = await rate_limit.rerun_over_limit(self._inbox, limit, outcome.delivery, event)
+        refused = await rate_limit.rerun_over_limit(
+            self._inbox, limit, outcome.delivery, event.repository.id, event.sender.login
+        )
         if refused is not None:
             if refused:
                 outcome.notifications.append(
@@ -471,6 +513,66 @@ class EventHandlers:
             raise Refused(trust_replies.rerun_lost(event.check_name or "", event.head_sha))
         self._queue_again(repeats, context, outcome)
 
+    async def _apply_patch(self, event: PatchRequested, outcome: _Outcome) -> None:
+        """Queue a run that commits the stored changes of an earlier one. No code runs for it."""
+        run = await self._runs.get(event.run_id)
+        if run is None or run.source.repository.id != event.repository.id:
+            log.info("a patch was requested of run %s, which is unknown", event.run_id)
+            return
+        number, plan, progress = run.source.pull_request.number, run.plan, run.commit
+        try:
+            refused = await rate_limit.rerun_over_limit(
+                self._inbox, self._policy.commands_per_hour, outcome.delivery, event.repository.id, event.sender.login
+            )
+            if refused is not None:
+                raise Refused(refused)
+            permission = await self._permission(event.installation_id, event.repository, event.sender)
+            if permission not in MAY_COMMAND:
+                raise Refused(replies.permission_refused(event.sender.login, permission))
+            if progress is None or not progress.can_be_applied(plan) or plan.commit is None:
+                raise Refused(replies.no_patch(plan.workflow))
+            for other in await self._runs.of_repository(event.repository.id, number=number):
+                if other.plan.applies == run.id and other.state is not RunState.FINISHED:
+                    return  # pressed twice
+                if other.plan.applies == run.id and other.commit is not None and other.commit.phase == "moved":
+                    raise Refused(replies.patch_applied(plan.workflow, other.commit.branch, other.commit.created or ""))
+            pull_request = await self._github.pull_request(event.installation_id, event.repository.full_name, number)
+            if not pull_request.is_open:
+                raise Refused(replies.no_patch(plan.workflow))
+            if run.source.trust is not Trust.TRUSTED and pull_request.head_sha != progress.expected:
+                raise Refused(replies.patch_outdated(plan.workflow, progress.expected, pull_request.head_sha))
+            if not await self._github.git_data(event.installation_id).may_write():
+                raise Refused(replies.may_not_commit(event.repository.full_name))
+        except Refused as problem:
+            if text := str(problem):
+                outcome.notifications.append(replies.notice(event.installation_id, event.repository, number, "refused", text))
+            return
+        commit = structs.replace(plan.commit, to="head", branch=None, pull_request=None, on_conflict="fail")
+        outcome.runs.append(
+            NewRun(
+                id=self._policy.run_id(outcome.delivery.digest, f"apply/{plan.workflow}"),
+                delivery_guid=outcome.delivery.guid,
+                source=structs.replace(
+                    run.source,
+                    pull_request=pull_request,
+                    actor=event.sender.login,
+                    comment_id=None,
+                    is_by_agent=run.source.is_by_agent or plan.has_agent,
+                ),
+                plan=structs.replace(
+                    plan,
+                    tasks=(),
+                    secrets=(),
+                    commit=commit,
+                    applies=run.id,
+                    notes=(),
+                    detected=None,
+                    concurrency_group=f"apply/{run.id}",
+                    cancel_in_progress=False,
+                ),
+            )
+        )
+
     async def _repeats(self, event: RerunRequested) -> list[_Repeat]:
         """Return the workflows that a re-run refers to: from the store, else from the commit and the check run's name."""
         if event.external_id is not None:
@@ -503,6 +605,35 @@ class EventHandlers:
             workflows = [None]
         return [_Repeat(number=number, workflow=workflow) for workflow in workflows]
 
+    async def _request(self, event: RunRequested, outcome: _Outcome) -> None:
+        """Queue what a person asked for over the API, under the rules of a comment. Raises as `_execute` does."""
+        repository, person = event.repository, event.person
+        limit = self._policy.commands_per_hour
+        refused = await rate_limit.request_over_limit(self._inbox, limit, outcome.delivery, event)
+        if refused is not None:
+            raise Refused(refused)
+        permission = await self._permission(event.installation_id, repository, person)
+        if permission not in MAY_COMMAND:
+            raise Refused(replies.permission_refused(person.login, permission))
+        pull_request = await self._github.pull_request(event.installation_id, repository.full_name, event.number)
+        if pull_request.is_open and pull_request.head_sha != event.head_sha:
+            raise Refused(trust_replies.rerun_moved(event.head_sha, event.number, pull_request.head_sha))
+        decision = await self._trust.evaluate(
+            event.installation_id, repository, pull_request, requester=person, permission=permission
+        )
+        outcome.observed += decision.observed
+        context = await self._context(
+            event.installation_id, repository, pull_request, person.login, decision, "workflow_dispatch"
+        )
+        try:
+            context.check_may_run(self._policy, asked=True)
+        except NeedsApproval as refusal:
+            await self._ask_for_approval(context, str(refusal), outcome)
+            raise
+        command = Command(word=event.workflow, arguments=event.inputs)
+        for plan in await self._plans_of(command, context):
+            self._queue(plan, context, outcome)
+
     async def _merge_group(self, event: MergeGroupChecked, outcome: _Outcome) -> None:
         """Fail each of our checks at once, saying what to do: a merge queue waits for every required check."""
         files = await self._github.workflow_files(event.installation_id, event.repository.full_name, event.base_ref)
@@ -527,6 +658,16 @@ class EventHandlers:
             if run.source.repository.id == repository.id and run.source.pull_request.number == number
         ]
 
+    async def _plans_of(self, command: Command, context: PullRequestContext) -> tuple[Plan, ...]:
+        """Return the plans of a command. Raises UsageError, Refused."""
+        plans = planning.for_command(context.catalogue, command, context.event)
+        repository, number = context.event.repository, context.event.pull_request.number
+        if any(map(last_failure.is_wanted, plans)) and not await last_failure.last_failed_run(
+            self._runs, repository.id, number
+        ):
+            raise Refused(last_failure.NONE_FAILED)
+        return plans
+
     def _queue(self, plan: Plan, context: PullRequestContext, outcome: _Outcome, comment: CommentCreated | None = None) -> None:
         event = context.event
         suffix = f"{plan.workflow}/{len(outcome.runs)}"
@@ -543,6 +684,7 @@ class EventHandlers:
                     actor=event.actor,
                     comment_id=comment.comment_id if comment and not comment.is_review else None,
                     is_review_comment=comment.is_review_comment if comment else False,
+                    is_by_agent=event.is_by_agent,
                 ),
                 plan=plan,
             )

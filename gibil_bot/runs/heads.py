@@ -6,7 +6,8 @@ order of two events in the same second is unknown; the functions then assume the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from msgspec.structs import replace
@@ -89,6 +90,46 @@ def with_delivery(history: HeadHistory, stated: Iterable[HeadSeen | BranchPush])
     return replace(history, heads=tuple(sorted([*history.heads, *new], key=lambda seen: seen.at)))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnCommit:
+    """The newest commit of a trusted run, which the bot pushed."""
+
+    requester: Person
+    rebased_onto: str | None = None
+    """The head that it is based on, if that isn't the run's own commit: its pushers count as well."""
+    is_by_agent: bool = False
+    """An agent wrote it, or commits below it that no user has pushed since."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnPushes:
+    """The bot's login, and what it pushed for trusted runs: commit → who counts as its pusher."""
+
+    login: str = ""
+    commits: Mapping[str, OwnCommit] = field(default_factory=dict)
+
+    def of(self, sha: str, pusher: Person | None) -> OwnCommit | None:
+        """Return the own commit that this push contains; None for a push of another account."""
+        is_own = pusher is not None and pusher.is_bot and pusher.login.lower() == self.login.lower()
+        return self.commits.get(sha) if is_own else None
+
+
+NO_OWN_PUSHES = OwnPushes()
+
+
+def is_by_agent(head_sha: str, own: OwnPushes) -> bool:
+    """Return whether an agent wrote the head or what it was rebased onto, so that no person is responsible for its code."""
+    passed: set[str] = set()
+    while (commit := own.commits.get(head_sha)) is not None and head_sha not in passed:
+        if commit.is_by_agent:
+            return True
+        passed.add(head_sha)
+        if commit.rebased_onto is None:
+            return False
+        head_sha = commit.rebased_onto
+    return False
+
+
 def is_overtaken(history: HeadHistory, seen: HeadSeen) -> bool:
     """Return whether another commit is known to have become the head later."""
     return any(later.at > seen.at and later.sha != seen.sha for later in history.heads)
@@ -129,15 +170,33 @@ def was_head_at(
     return pull.updated_at <= latest
 
 
-def branch_pushers(history: HeadHistory, pull: PullRequest) -> tuple[Person, ...]:
-    """Return who pushed the head to its branch of the repository itself; empty if unknown."""
-    pushes = [seen for seen in history.heads if seen.action == "synchronize" and seen.sha == pull.head_sha]
-    if pushes:
-        return (pushes[-1].pusher,) if pushes[-1].pusher is not None else ()
-    return _people(push.pusher for push in history.pushes)
+def branch_pushers(history: HeadHistory, pull: PullRequest, own: OwnPushes = NO_OWN_PUSHES) -> tuple[Person, ...]:
+    """Return who pushed the head to its branch of the repository itself; empty if unknown.
+
+    A user who pushes is responsible for everything below the commit. A run that was rebased onto a newer head is not: those who
+    pushed that head are returned as well.
+    """
+    found: list[Person] = []
+    sha: str | None = pull.head_sha
+    passed: set[str] = set()
+    while sha is not None and sha not in passed:
+        passed.add(sha)
+        pushes = [seen for seen in history.heads if seen.action == "synchronize" and seen.sha == sha]
+        pushers = [pushes[-1].pusher] if pushes else [push.pusher for push in history.pushes if push.sha == sha]
+        if not pushers:
+            return ()
+        below = None
+        for pusher in pushers:
+            if pusher is None:
+                return ()
+            commit = own.of(sha, pusher)
+            found.append(pusher if commit is None else commit.requester)
+            below = below if commit is None else commit.rebased_onto
+        sha = below
+    return _people(found)
 
 
-def fork_pushers(history: HeadHistory, pull: PullRequest) -> tuple[Person, ...] | None:
+def fork_pushers(history: HeadHistory, pull: PullRequest, own: OwnPushes = NO_OWN_PUSHES) -> tuple[Person, ...] | None:
     """Return everyone who pushed to the fork since the pull request was opened; None if a push may have been missed."""
     opened = [seen for seen in history.heads if seen.action == "opened"]
     if len(opened) != 1 or {seen.head_repository_id for seen in history.heads} != {pull.head_repository_id}:
@@ -157,9 +216,13 @@ def fork_pushers(history: HeadHistory, pull: PullRequest) -> tuple[Person, ...] 
         return None
     # Deliveries about other pull requests from the same fork may name further pushes.
     pushes += [seen for seen in history.fork_pushes if seen.at >= opened[0].at]
-    if any(seen.pusher is None for seen in pushes):
-        return None
-    return _people(seen.pusher for seen in pushes if seen.pusher is not None)
+    found = []
+    for seen in pushes:
+        if seen.pusher is None:
+            return None
+        commit = own.of(seen.sha, seen.pusher)
+        found.append(seen.pusher if commit is None else commit.requester)
+    return _people(found)
 
 
 def fork_owners(history: HeadHistory, pull: PullRequest) -> tuple[str, ...]:

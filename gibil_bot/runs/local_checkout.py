@@ -7,7 +7,7 @@ import contextlib
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gibil_bot.caps import Caps
@@ -18,6 +18,7 @@ from gibil_bot.git import GitError
 from gibil_bot.model import NewRun, Person, Plan, PullRequest, Repository, Source, Trust
 from gibil_bot.planning import plan as planning
 from gibil_bot.planning.services import ServiceCapabilities
+from gibil_bot.runs import last_failure
 from gibil_bot.runs.commit_files import workflow_files
 
 
@@ -55,6 +56,7 @@ class Limits:
     max_ttl_s: int
     caps: Caps
     service_capabilities: ServiceCapabilities
+    agents: planning.AgentSupport = field(default_factory=planning.AgentSupport)
 
 
 @contextlib.asynccontextmanager
@@ -104,11 +106,15 @@ async def plan(checkout: Checkout, workflow: str, inputs: Mapping[str, str], lim
             operator[path.name] = await asyncio.to_thread(path.read_bytes)
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror}") from error
-    catalogue = planning.catalogue(operator, checkout.files, base_ref=checkout.branch or checkout.sha[:7])
+    base, engines = checkout.branch or checkout.sha[:7], limits.agents.engines
+    catalogue = planning.catalogue(operator, checkout.files, base_ref=base, engines=engines)
     by_command = {each.command: each.name for each in catalogue.workflows if each.command}
     names = {each.name for each in catalogue.workflows}
     name = workflow if workflow in names else by_command.get(workflow, workflow)
-    return planning.for_workflow(catalogue, name, inputs, _event_context(checkout, limits))
+    found = planning.for_workflow(catalogue, name, inputs, _event_context(checkout, limits))
+    if last_failure.is_wanted(found):
+        raise UsageError(f"{workflow} is about a failed run of a pull request, and runs of `gibil try` are not stored")
+    return found
 
 
 def _event_context(checkout: Checkout, limits: Limits) -> planning.EventContext:
@@ -122,6 +128,7 @@ def _event_context(checkout: Checkout, limits: Limits) -> planning.EventContext:
         max_ttl_s=limits.max_ttl_s,
         caps=limits.caps,
         service_capabilities=limits.service_capabilities,
+        agents=limits.agents,
     )
 
 

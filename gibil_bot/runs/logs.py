@@ -81,6 +81,12 @@ class TaskLog:
             self._give_up(error)
         self._fed_offset = self.raw_offset
 
+    def forget(self) -> None:
+        """Delete what an earlier process wrote. Call it before `open`."""
+        for path in (self._path, self._path.with_suffix(".pos")):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
     async def begin(self, note: str) -> None:
         """Write `note` (our own whole lines, redacted) before the output."""
         clean = await asyncio.to_thread(self._write, b"", self._fed_offset, False, note.encode())
@@ -123,7 +129,7 @@ class TaskLog:
         if self._log >= 0:
             try:
                 room = self._limit - self._written
-                if not self.is_full and _free_above_floor(self._log) < len(clean):
+                if not self.is_full and free_above_floor(self._log) < len(clean):
                     self.problem = f"the log {self._path.name} is incomplete: the bot's disk is nearly full"
                     room = 0
                 if not self.is_full and (
@@ -241,7 +247,8 @@ class Journal:
                 file.write(line)
 
 
-def _free_above_floor(path: int | Path) -> int:
+def free_above_floor(path: int | Path) -> int:
+    """Return how many bytes may be written to that disk."""
     status = os.statvfs(path)
     floor = min(FREE_FLOOR_BYTES, status.f_blocks * status.f_frsize // 20)
     return status.f_bavail * status.f_frsize - floor
@@ -273,7 +280,7 @@ def trim_logs(folder: Path, most_bytes: int, unfinished: Collection[str]) -> lis
     total = sum(size for _, _, size in found)
     deleted = []
     for _, run, size in sorted(found):
-        if total <= most_bytes and _free_above_floor(folder) >= 0:
+        if total <= most_bytes and free_above_floor(folder) >= 0:
             break
         if run.name in unfinished or not size:
             continue

@@ -1,17 +1,35 @@
-"""Runs in memory, for `gibil try`: the database's rules for a single process, without an outbox."""
+"""Runs and their ledger in memory, for `gibil try`: the database's rules for a single process, without an outbox."""
 
 from __future__ import annotations
 
+import math
+import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Literal
 
 from msgspec.structs import replace
 
+from gibil_bot.agent_task import Account, Balance, Limit, ModelCall, Spent
 from gibil_bot.errors import ClaimLost
-from gibil_bot.model import Claim, Conclusion, NewRun, Notification, Plan, Run, RunState, TaskResult
+from gibil_bot.model import (
+    Claim,
+    CommitProgress,
+    Conclusion,
+    NewRun,
+    Notification,
+    Plan,
+    ReviewUpdate,
+    Run,
+    RunState,
+    TaskResult,
+)
+from gibil_bot.runs import ledger_rules as rules
+from gibil_bot.runs.ledger_rules import Amounts, SumKey, SumScope
 from gibil_bot.runs.signals import Signals, Subscription
 
 
@@ -21,6 +39,7 @@ class _Entry:
     owner: str = ""
     fence: int = 0
     lease_until: float = 0.0
+    copies: int = 0
     results: dict[tuple[int, int], TaskResult] = field(default_factory=dict)
     fingerprint: str | None = None
 
@@ -44,6 +63,8 @@ class MemoryRuns:
         """In order of queueing."""
         self._turns: dict[int, int] = {}
         self._signals = Signals()
+        self.reviews: list[ReviewUpdate] = []
+        """What the agents of runs would have submitted."""
 
     def queue(self, *new_runs: NewRun) -> None:
         """Queue runs by the rules of Inbox.complete."""
@@ -67,7 +88,10 @@ class MemoryRuns:
             self._entries[new.id] = entry
         self._changed()
 
-    async def claim(self, owner: str, *, lease_s: float, max_machines: int) -> Claim | None:
+    async def claim(
+        self, owner: str, *, lease_s: float, max_machines: int, host: str = "", away_s: float = math.inf
+    ) -> Claim | None:
+        """As in the protocol; one process has one host."""
         entry = self._abandoned() or self._to_cancel() or self._next_in_turn(max_machines)
         if entry is None:
             return None
@@ -86,7 +110,7 @@ class MemoryRuns:
 
     def _next_in_turn(self, max_machines: int) -> _Entry | None:
         running, queued = self._unfinished(RunState.RUNNING), self._unfinished(RunState.QUEUED)
-        if len(running) >= max_machines:
+        if len(running) + sum(one.copies for one in running) >= max_machines:
             return None
         busy = Counter(one.repository_id for one in running)
         busy_groups = {one.group for one in running if one.group is not None}
@@ -120,10 +144,19 @@ class MemoryRuns:
         entry.owner, entry.lease_until = "", 0.0
         self._changed()
 
-    async def save_machine(self, claim: Claim, machine: str | None, attempt: int) -> None:
+    async def save_machine(self, claim: Claim, machine: str | None, attempt: int, host: str | None = None) -> None:
         entry = self._held(claim)
-        entry.run = replace(entry.run, machine=machine, machine_attempt=attempt)
+        entry.run = replace(entry.run, machine=machine, machine_attempt=attempt, machine_host=host if machine else None)
         self._changed()
+
+    async def count_copies(self, claim: Claim, copies: int, *, max_machines: int | None = None) -> bool:
+        entry, running = self._held(claim), self._unfinished(RunState.RUNNING)
+        all_copies = copies + sum(one.copies for one in running if one is not entry)
+        if max_machines is not None and all_copies > 1 and all_copies + len(running) > max_machines:
+            return False
+        entry.copies = copies
+        self._changed()
+        return True
 
     async def save_note(self, claim: Claim, note: str) -> None:
         entry = self._held(claim)
@@ -133,6 +166,11 @@ class MemoryRuns:
     async def save_plan(self, claim: Claim, plan: Plan) -> None:
         entry = self._held(claim)
         entry.run = replace(entry.run, plan=plan)
+        self._changed()
+
+    async def save_commit(self, claim: Claim, progress: CommitProgress) -> None:
+        entry = self._held(claim)
+        entry.run = replace(entry.run, commit=progress)
         self._changed()
 
     async def save_task(self, claim: Claim, result: TaskResult) -> None:
@@ -151,13 +189,17 @@ class MemoryRuns:
         return entry.fingerprint == fingerprint
 
     async def record(self, claim: Claim, notifications: Sequence[Notification]) -> None:
-        """Check the claim only: there is no GitHub to publish to."""
+        """There is no GitHub to publish to, so reviews are only stored."""
         self._held(claim)
+        self.reviews += [each.update for each in notifications if isinstance(each.update, ReviewUpdate)]
 
     async def finish(self, claim: Claim, conclusion: Conclusion, notifications: Sequence[Notification]) -> None:
         entry = self._held(claim)
         entry.run = replace(entry.run, state=RunState.FINISHED, finished_at=self._moment(), conclusion=conclusion)
         self._changed()
+
+    async def record_queued(self, reports: Mapping[str, Notification]) -> None:
+        """There is no GitHub to publish to."""
 
     async def request_cancel(self, run_id: str, reason: str) -> bool:
         entry = self._entries.get(run_id)
@@ -213,3 +255,147 @@ class MemoryRuns:
 
 def _holds(entry: _Entry, claim: Claim) -> bool:
     return entry.run.state is RunState.RUNNING and (entry.owner, entry.fence) == (claim.owner, claim.fence)
+
+
+@dataclass(kw_only=True)
+class _Call:
+    account: Account
+    day: str
+    at: float
+    state: Literal["reserved", "estimated", "booked", "refused"] = "reserved"
+    usd: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    call: ModelCall | None = None
+
+    @property
+    def counted(self) -> Amounts:
+        """What it adds to the sums at present."""
+        if self.call is None:
+            return rules.reserved(self.usd, self.input_tokens + self.output_tokens)
+        return Amounts(refused=1) if self.state == "refused" else rules.booked(self.call)
+
+    @property
+    def taken_back(self) -> Amounts:
+        if self.call is None:
+            return rules.released(self.usd, self.input_tokens + self.output_tokens)
+        return rules.taken_back(self.counted)
+
+
+class MemoryLedger:
+    """ports.Ledger for one process."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._calls: dict[str, _Call] = {}
+        """By reservation, in the order of their beginning."""
+        self._sums: dict[SumKey, Amounts] = {}
+        self._names: dict[SumKey, str] = {}
+        self._signals = Signals()
+
+    async def reserve(
+        self,
+        reservation: str,
+        account: Account,
+        limits: Sequence[Limit],
+        *,
+        usd: Decimal,
+        input_tokens: int,
+        output_tokens: int,
+        seconds: float = 0.0,
+    ) -> list[Balance]:
+        if reservation in self._calls:
+            return []
+        now = self._clock()
+        for one in self._calls.values():
+            if one.state == "reserved" and one.at <= now - rules.RESERVED_S:
+                self._book_estimate(one)
+        if seconds > 0:
+            await self.add_time(account, seconds)
+        tokens = input_tokens + output_tokens
+        needed = rules.balances(limits, self._of_account(account), usd=usd, tokens=tokens, calls=1)
+        if exceeded := [balance for balance in needed if balance.is_exceeded]:
+            return exceeded
+        self._calls[reservation] = one = _Call(
+            account=account,
+            day=rules.day_of(now),
+            at=now,
+            usd=rules.nanos(usd),
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+        )
+        self._add(account, one.day, one.counted)
+        return []
+
+    async def book(self, reservation: str, account: Account, call: ModelCall) -> None:
+        one = self._calls.get(reservation)
+        if one is None:
+            now = self._clock()
+            self._calls[reservation] = one = _Call(account=account, day=rules.day_of(now), at=now, state="booked", call=call)
+            self._add(account, one.day, one.counted)
+        elif one.state != "booked":
+            self._end(one, "booked", call)
+
+    async def cancel(self, reservation: str) -> None:
+        one = self._calls.get(reservation)
+        if one is not None and one.state == "reserved":
+            del self._calls[reservation]
+            self._add(one.account, one.day, one.taken_back)
+
+    async def refused(self, account: Account, call: ModelCall) -> None:
+        now = self._clock()
+        one = _Call(account=account, day=rules.day_of(now), at=now, state="refused", call=call)
+        if self._of_account(account)["task"].refused < rules.MOST_REFUSED:
+            self._calls[secrets.token_hex(16)] = one
+        self._add(account, one.day, one.counted)
+
+    async def add_time(self, account: Account, seconds: float) -> None:
+        self._add(account, rules.day_of(self._clock()), Amounts(milliseconds=round(seconds * 1000)))
+
+    async def book_estimates(self, run_id: str) -> int:
+        found = [one for one in self._calls.values() if one.state == "reserved" and one.account.run_id == run_id]
+        for one in found:
+            self._book_estimate(one)
+        return len(found)
+
+    async def balances(self, account: Account, limits: Sequence[Limit]) -> list[Balance]:
+        return rules.balances(limits, self._of_account(account))
+
+    async def spent(self, run_id: str, task: int | None = None, attempt: int | None = None) -> Spent:
+        return self._sums.get(rules.spent_key(run_id, task, attempt), Amounts()).spent
+
+    async def spent_on(self, day: date, scope: Literal["person", "repository"]) -> dict[str, Spent]:
+        found: dict[str, Spent] = {}
+        for key, sums in self._sums.items():
+            if key.scope == scope and key.day == day.isoformat():
+                found[self._names[key]] = found.get(self._names[key], Spent()) + sums.spent
+        return dict(sorted(found.items(), key=lambda item: (-item[1].usd, item[0])))
+
+    async def calls(self, run_id: str, task: int | None = None) -> list[ModelCall]:
+        found = [
+            one.call
+            for one in self._calls.values()
+            if one.call is not None and one.account.run_id == run_id and task in (None, one.account.task)
+        ]
+        return found[: rules.MOST_CALLS]
+
+    def changed(self) -> Subscription:
+        return self._signals.subscribe("ledger")
+
+    def _of_account(self, account: Account) -> dict[SumScope, Amounts]:
+        keys = rules.sum_keys(account, rules.day_of(self._clock()))
+        return {scope: self._sums.get(key, Amounts()) for scope, key in keys.items()}
+
+    def _book_estimate(self, one: _Call) -> None:
+        self._end(one, "estimated", rules.estimated_call(one.account, one.at, one.usd, one.input_tokens, one.output_tokens))
+
+    def _end(self, one: _Call, state: Literal["estimated", "booked"], call: ModelCall) -> None:
+        before = one.taken_back
+        one.state, one.call = state, call
+        self._add(one.account, one.day, before + one.counted)
+
+    def _add(self, account: Account, day: str, amounts: Amounts) -> None:
+        for scope, key in rules.sum_keys(account, day).items():
+            self._sums[key] = self._sums.get(key, Amounts()) + amounts
+            self._names[key] = rules.name_of(account, scope)
+        self._signals.notify(["ledger"])

@@ -59,6 +59,11 @@ class OutboxPublisher:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def stop_all(self) -> None:
+        """Stop the requests in progress, because other processes may have claimed their notifications."""
+        for task in self._tasks:
+            task.cancel()
+
     def _room(self, up_to: Priority) -> int:
         """Return how many more requests down to that priority may be started now."""
         return min(

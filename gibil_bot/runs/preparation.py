@@ -164,7 +164,7 @@ class Preparation:
             return None  # another run has saved the same meanwhile
         answer = await shell.run(scripts.leave_script(continues=self._archives is not None), timeout_s=_SCRIPT_S)
         left = scripts.parse_left(answer.stdout) if answer.exit_status == 0 else None
-        if left is None or left.busy or left.tree != self._key.tree:  # a task that changes HEAD may have installed either
+        if left is None or left.is_useless or left.tree != self._key.tree:  # a task that changes HEAD may have installed either
             return None
         entry = PreparedMachine(
             format=FORMAT,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gibil_bot.github import replies
-from gibil_bot.model import Command, CommentCreated, Delivery, Notification, RerunRequested, Spending
+from gibil_bot.model import Command, CommentCreated, Delivery, Notification, RunRequested, Spending
 from gibil_bot.ports import Inbox
 
 HOUR_S = 3600.0
@@ -34,12 +34,18 @@ async def comment_over_limit(
     return [replies.reply(event, reply_key, text), *replies.reactions(event, "confused")]
 
 
-async def rerun_over_limit(inbox: Inbox, per_hour: int, delivery: Delivery, event: RerunRequested) -> str | None:
-    """Return None if this re-run is within the requester's limit, else the rejection; empty if it was sent already."""
-    spending = await _spend(inbox, per_hour, delivery, "command", event.repository.id, event.sender.login, 1)
+async def rerun_over_limit(inbox: Inbox, per_hour: int, delivery: Delivery, repository_id: int, login: str) -> str | None:
+    """Return None if this button is within the user's limit, else the rejection; empty if it was sent already."""
+    spending = await _spend(inbox, per_hour, delivery, "command", repository_id, login, 1)
     if spending.allowed:
         return None
-    return replies.rate_limited(event.sender.login, per_hour, spending.wait_s) if spending.first_refusal else ""
+    return replies.rate_limited(login, per_hour, spending.wait_s) if spending.first_refusal else ""
+
+
+async def request_over_limit(inbox: Inbox, per_hour: int, delivery: Delivery, event: RunRequested) -> str | None:
+    """Return None if this request is within the person's limit, which comments share, else the rejection."""
+    spending = await _spend(inbox, per_hour, delivery, "command", event.repository.id, event.person.login, 1)
+    return None if spending.allowed else replies.rate_limited(event.person.login, per_hour, spending.wait_s)
 
 
 async def permission_refused(
@@ -53,6 +59,21 @@ async def permission_refused(
     if delivery.attempts > 1 or (await inbox.spend(key, cost=1, capacity=1, per_s=1 / HOUR_S)).allowed:
         answer.append(replies.reply(event, reply_key, replies.permission_refused(login, permission)))
     return answer
+
+
+async def own_push(inbox: Inbox, repository_id: int, number: int, workflow: str, per_hour: int) -> Spending:
+    """Count a run that an App's push starts: at most `per_hour` within any hour.
+
+    One bucket would refill during the hour, so each run of the hour has its own. A delivery that is handled again counts again,
+    because the first attempt may have failed before it was counted.
+    """
+    spending = Spending(allowed=False)
+    for attempt in range(per_hour):
+        key = f"own-push:{repository_id}:{number}:{workflow}:{attempt}"
+        spending = await inbox.spend(key, cost=1, capacity=1, per_s=1 / HOUR_S)
+        if spending.allowed:
+            break
+    return spending
 
 
 async def _spend(

@@ -2,6 +2,9 @@
 
 In this order: destroy machines that no run owns, request deliveries that never arrived, delete old rows and logs. The
 dispatcher continues runs whose process died, and the outbox publishes pending notifications, because both are stored.
+
+Of several bots that share a database, each one deletes the files of its host and the machines that it reaches, but only one at
+a time does what concerns all: GitHub's list of deliveries, and old rows.
 """
 
 from __future__ import annotations
@@ -65,10 +68,11 @@ class Reaper:
         first = True
         while True:
             await self._log_failures("destroy strays", self.destroy_strays())
-            if self._github is not None and (self._lost.is_set() or since_deliveries >= DELIVERIES_EVERY_S):
+            is_urgent = first or self._lost.is_set()
+            if self._github is not None and (is_urgent or since_deliveries >= DELIVERIES_EVERY_S):
                 since_deliveries = 0.0
-                await self._log_failures("fetch lost deliveries", self.fetch_lost_deliveries(self._github))
-            if first and not await self._store.runs.unfinished():
+                await self._log_failures("fetch lost deliveries", self.fetch_lost_deliveries(self._github, is_urgent=is_urgent))
+            if first and (self._store.is_shared or not await self._store.runs.unfinished()):
                 await self._log_failures("no machine can be created", self._probe_provider())
             if self._prepared is not None:
                 await self._log_failures("delete prepared machines", self._prepared.maintain(whole=first))
@@ -111,15 +115,21 @@ class Reaper:
                 continue  # a user's machine: it exists until it expires
             run = await self._store.runs.get(run_id)
             # A runner stores its machine's name before it creates the machine, so a machine whose name isn't stored has no
-            # owner.
-            if run is None or run.state is RunState.FINISHED or run.machine != machine.name:
+            # owner. Machines of attempts side by side have that name and a number.
+            own = run.machine if run is not None and run.state is not RunState.FINISHED else None
+            if own is None or (machine.name != own and not machine.name.startswith(f"{own}-")):
                 log.warning("destroying %s, which no run owns", machine.name)
                 await asyncio.shield(self._factory.destroy(machine.name))
                 destroyed.append(machine.name)
         return destroyed
 
-    async def fetch_lost_deliveries(self, github: GitHub) -> list[str]:
-        """Ask GitHub to redeliver what never reached us or couldn't be stored; return the GUIDs."""
+    async def fetch_lost_deliveries(self, github: GitHub, *, is_urgent: bool = True) -> list[str]:
+        """Ask GitHub to redeliver what never reached us or couldn't be stored; return the GUIDs.
+
+        `is_urgent`: also if another bot did it just now.
+        """
+        if not await self._is_our_turn("lost deliveries", DELIVERIES_EVERY_S) and not is_urgent:
+            return []
         if self._lost.is_set():
             await self._store.prune()  # raises StoreError while the database isn't writable: too early to request anything
             self._lost.clear()
@@ -134,8 +144,15 @@ class Reaper:
             asked.append(guid)
         return asked
 
+    async def _is_our_turn(self, duty: str, every_s: float) -> bool:
+        """Return whether no bot that shares the database has done that duty lately; then it is ours."""
+        # A little less often than each bot asks, so that a single bot has every turn.
+        turn = await self._store.inbox.spend(f"duty: {duty}", cost=1, capacity=1, per_s=1.1 / every_s)
+        return turn.allowed
+
     async def _delete_old(self) -> None:
-        await self._store.prune()
+        if await self._is_our_turn("delete old rows", EVERY_S):
+            await self._store.prune()
         await asyncio.to_thread(forget_old_logs, self._logs, KEEP_LOGS_S)
         unfinished = {run.id for run in await self._store.runs.unfinished()}
         deleted = await asyncio.to_thread(trim_logs, self._logs, self._max_logs_bytes, unfinished)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from urllib.parse import quote, quote_plus
 
 SHORTEST = 4
-"""Shorter secrets aren't masked: their characters occur everywhere, and stars in their place would reveal them."""
+"""Shorter secrets aren't masked: their characters occur everywhere, and stars instead of them would reveal them."""
 LONGEST_LINE = 64 << 10
 """Maximum number of bytes held while the end of a line, or of a private key, is missing."""
 _TAIL = 4 << 10
@@ -21,10 +21,20 @@ _TAIL = 4 << 10
 
 _TOKENS = re.compile(
     # the stateless form of ghs_ is a JWT, with dots and dashes
-    rb"gh[pousr]_[A-Za-z0-9._-]+|github_pat_[A-Za-z0-9_]+|A[KS]IA[0-9A-Z]{16}"
+    rb"gh[pousr]_[A-Za-z0-9._-]+|github_pat_[A-Za-z0-9_]+|A[KS]IA[0-9A-Z]{16}|gibil-[A-Za-z0-9_-]{43}(?![A-Za-z0-9_-])"
+    rb"|sk-(?:ant|proj|svcacct)-[A-Za-z0-9_-]{20,}|AIza[A-Za-z0-9_-]{35}"  # Anthropic, OpenAI, Google
     rb"|(?<=x-access-token:)[^\s@/\"'\\]+"
 )
-_SHAPE_ANCHORS = (rb"gh[pousr]_", rb"github_pat_", rb"A[KS]IA", rb"x-access-token:", rb"BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY")
+_SHAPE_ANCHORS = (
+    rb"gibil-[A-Za-z0-9_-]{43}",
+    rb"gh[pousr]_",
+    rb"github_pat_",
+    rb"A[KS]IA",
+    rb"sk-(?:ant|proj|svcacct)-",
+    rb"AIza",
+    rb"x-access-token:",
+    rb"BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY",
+)
 _KEY_START = re.compile(rb"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
 _KEY_STOP = re.compile(rb"-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
 _KEY_LINES = re.compile(
@@ -83,6 +93,14 @@ class Redactor:
         data = text.encode("utf-8", "surrogatepass")
         spans = self._spans(data)
         return self._masked(data, spans).decode("utf-8", "surrogatepass") if spans else text
+
+    def find_new_value(self, data: bytes, before: Sequence[bytes]) -> int | None:
+        """Return the offset of a secret's value in `data` that isn't in a text of `before`; None if there is none.
+
+        It is found in all the forms that are masked. Tokens that are recognized only by their shape don't count.
+        """
+        found = (data.find(needle) for needle in self._needles if not any(needle in old for old in before))
+        return min((start for start in found if start >= 0), default=None)
 
     def _spans(self, data: bytes) -> list[tuple[int, int]]:
         """Return the spans to mask, in order. Overlapping spans are merged, so that no end of either stays readable."""

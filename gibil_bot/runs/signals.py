@@ -6,7 +6,7 @@ import asyncio
 import weakref
 from collections.abc import Iterable
 
-TOPICS = ("deliveries", "runs", "tellings")
+TOPICS = ("deliveries", "runs", "notifications", "ledger")
 
 
 class Subscription:

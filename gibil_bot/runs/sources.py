@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from gibil_bot.errors import GitHubError
 from gibil_bot.git import GitError
 from gibil_bot.lfs.pointers import basic_authorization, server_of
 from gibil_bot.model import Checkout, Result, Run, Trust
+from gibil_bot.operator_secrets import without_secrets
 from gibil_bot.ports import GitHub, Shell
 from gibil_bot.runs.lfs import LfsFailed, ObjectSources, fetch_lfs
 from gibil_bot.scripts import clone
@@ -401,7 +403,7 @@ class LocalBundle:
         return {ref: name for name, _, ref in lines}
 
     async def _create_ref(self) -> str:
-        """Create a ref for the commit: git packs refs, and the commit may have none. Each transfer has a ref of its own."""
+        """Create a ref for the commit: git packs refs, and the commit may have none. Each transfer has its own ref."""
         ref = f"refs/heads/gibil-{self._sha}-{secrets.token_hex(4)}"
         await git.run("update-ref", ref, self._sha, git_dir=self._repository)
         return ref
@@ -417,6 +419,7 @@ async def _output(*command: str) -> AsyncIterator[bytes]:
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        env=without_secrets(os.environ),
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stderr is not None
@@ -429,7 +432,7 @@ async def _output(*command: str) -> AsyncIterator[bytes]:
     finally:
         if process.returncode is None:
             process.kill()
-            await process.wait()
+            await asyncio.shield(git.ended(process))
 
 
 def address_of(clone_url: str) -> tuple[str, ...]:

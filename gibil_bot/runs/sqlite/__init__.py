@@ -1,1 +1,1 @@
-"""The SQLite store: `store` opens it; `inbox`, `runs` and `outbox` are the three stores with their SQL."""
+"""The SQLite store: `store` opens it; `inbox`, `runs`, `outbox` and `ledger` are the four stores with their SQL."""

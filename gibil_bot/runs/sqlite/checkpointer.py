@@ -1,4 +1,4 @@
-"""Checkpoints the write-ahead log into the database file, on a thread and connection of its own.
+"""Checkpoints the write-ahead log into the database file, on a separate thread and connection.
 
 Without it, the writer would have to stop for checkpoints. If the log keeps growing because writes never pause, the writer
 restarts the log between two batches, when few pages are left.

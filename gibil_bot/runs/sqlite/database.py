@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 
 from gibil_bot.errors import StoreError
+from gibil_bot.runs.lock_file import Locked, hold
+from gibil_bot.runs.sql.migrations import migrations_of, require_not_newer
 
 BUSY_S = 4.0
 """How long a transaction waits for another process's transaction. A delivery may also have to wait for the one before it, and
@@ -65,23 +65,13 @@ def lock(path: Path) -> int:
     Raises StoreError, naming the holder, if another process holds it.
     """
     lock_path = path.with_name(path.name + ".lock")
-    descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(descriptor, 32).decode(errors="replace").strip()
-        os.close(descriptor)
-        who = f"process {holder}" if holder else "another process"
+        return hold(lock_path)
+    except Locked as error:
         raise StoreError(
-            f"the database {path} is in use: another `gibil serve` ({who}) holds {lock_path}; "
+            f"the database {path} is in use: another `gibil serve` ({error.holder}) holds {lock_path}; "
             "stop it first, or use another database"
         ) from None
-    except OSError:
-        os.close(descriptor)
-        raise
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
-    return descriptor
 
 
 def create_file(path: Path) -> None:
@@ -118,16 +108,12 @@ def migrate(db: sqlite3.Connection, path: Path) -> None:
     version.
     """
     steps = _migrations()
-    if _version(db) == steps[-1][0]:
+    if version(db) == steps[-1][0]:
         return
     db.execute("begin immediate")
     try:
-        current = _version(db)  # check again: another process may have migrated while this one waited for the lock
-        if current > steps[-1][0]:
-            raise StoreError(
-                f"the database {path} was written by a newer gibil (version {current}, this one supports {steps[-1][0]}): "
-                "upgrade gibil, or use another database"
-            )
+        current = version(db)  # check again: another process may have migrated while this one waited for the lock
+        require_not_newer(str(path), current, steps[-1][0])
         for number, script in steps:
             if number > current:
                 for statement in _statements(script):
@@ -139,14 +125,17 @@ def migrate(db: sqlite3.Connection, path: Path) -> None:
         raise
 
 
-def _version(db: sqlite3.Connection) -> int:
+def version(db: sqlite3.Connection) -> int:
+    """Return the version of the schema; 0: there is none."""
     return int(db.execute("pragma user_version").fetchone()[0])
 
 
+def newest_version() -> int:
+    return _migrations()[-1][0]
+
+
 def _migrations() -> list[tuple[int, str]]:
-    folder = resources.files("gibil_bot.runs.sqlite.migrations")
-    files = sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name)
-    return [(int(file.name.partition("_")[0]), file.read_text(encoding="utf-8")) for file in files]
+    return migrations_of("gibil_bot.runs.sqlite.migrations")
 
 
 def _statements(script: str) -> Iterator[str]:

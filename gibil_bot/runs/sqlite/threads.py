@@ -1,4 +1,4 @@
-"""The threads that work on the database: one writes, one reads, one checkpoints. The three stores share them."""
+"""The threads that work on the database: one writes, one reads, one checkpoints. The four stores share them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from gibil_bot.errors import StoreError
+from gibil_bot.runs.maintenance.database import exported_error, read_mark
 from gibil_bot.runs.signals import Signals, Subscription
+from gibil_bot.runs.sql.connection import Job, Query
 from gibil_bot.runs.sqlite import database
 from gibil_bot.runs.sqlite.checkpointer import Checkpointer
-from gibil_bot.runs.sqlite.writer import Job, Writer
+from gibil_bot.runs.sqlite.connection import SqliteConnection, completed
+from gibil_bot.runs.sqlite.writer import Writer
 
 T = TypeVar("T")
 
@@ -29,6 +32,8 @@ class Connections:
             for readonly in (False, True, False):
                 opened.append(database.connect(path, readonly=readonly))
             database.migrate(opened[0], path)
+            if (mark := completed(read_mark(SqliteConnection(opened[0])))) is not None:
+                raise exported_error(str(path), mark)
         except BaseException:
             for db in opened:
                 db.close()
@@ -44,25 +49,28 @@ class Connections:
 
 
 class DatabaseThreads:
-    """Runs functions of a connection without blocking the event loop. Used from the loop that created it."""
+    """sql.connection.Database on one file."""
 
     def __init__(self, path: Path, connections: Connections, lock: int | None, clock: Callable[[], float]) -> None:
-        self.now = clock
+        self._clock = clock
         self._path = path
         self._connections = connections
         self._lock = lock
+        self.is_shared = lock is None
         self._signals = Signals()
         self._checkpointer = Checkpointer(connections.checkpointer)
         self._writer = Writer(connections.writer, path, on_commit=self._signals.notify, between=self._checkpointer.after_batch)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="gibil-store-reader")
         self._closing: asyncio.Task[None] | None = None
 
+    def now(self) -> float:
+        return self._clock()
+
     async def write(self, job: Job[T]) -> T:
-        """Return the result of the job once it is committed. Raises StoreError."""
         return await self._writer.submit(job)
 
-    async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
-        """Query committed data without waiting for the writer. Raises StoreError."""
+    async def read(self, query: Query[T]) -> T:
+        """Doesn't wait for the writer."""
         if self._closing is not None:
             raise StoreError(f"the database {self._path} is closed")
         return await asyncio.get_running_loop().run_in_executor(self._reader, self._query, query)
@@ -85,6 +93,6 @@ class DatabaseThreads:
         if self._lock is not None:
             os.close(self._lock)
 
-    def _query(self, query: Callable[[sqlite3.Connection], T]) -> T:
+    def _query(self, query: Query[T]) -> T:
         with database.translated(self._path):
-            return query(self._connections.reader)
+            return completed(query(SqliteConnection(self._connections.reader)))

@@ -1,6 +1,6 @@
 """The only thread that writes. It commits waiting jobs together, so that one fsync serves many callers.
 
-A job is a function of the connection. A failing job doesn't affect others: the batch is rolled back and repeated with each job
+A failing job doesn't affect others: the batch is rolled back and repeated with each job
 in a savepoint. After the commit, one call into the event loop wakes all callers of a batch.
 """
 
@@ -16,15 +16,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gibil_bot.errors import StoreError
+from gibil_bot.runs.sql.connection import Job
+from gibil_bot.runs.sqlite.connection import SqliteConnection, completed
 from gibil_bot.runs.sqlite.database import store_error
 
 T = TypeVar("T")
-
-Job = Callable[[sqlite3.Connection, set[str]], T]
-"""Gets the connection, inside a transaction, and a set to which it adds the topics that it wrote to.
-
-It has no other side effects: if another job of its batch fails, it is rolled back and called again.
-"""
 
 _Waiting = tuple[Job[Any], "asyncio.Future[Any]"]
 _Outcome = tuple["asyncio.Future[Any]", Any, BaseException | None]
@@ -46,6 +42,7 @@ class Writer:
     ) -> None:
         """`between(connection)` runs on the writer's thread after each batch, outside any transaction."""
         self._db = db
+        self._connection = SqliteConnection(db)
         self._path = path
         self._on_commit = on_commit
         self._between = between
@@ -107,7 +104,7 @@ class Writer:
         db, topics = self._db, set[str]()
         db.execute("begin immediate")
         try:
-            outcomes: list[_Outcome] = [(future, job(db, topics), None) for job, future in batch]
+            outcomes: list[_Outcome] = [(future, completed(job(self._connection, topics)), None) for job, future in batch]
         except Exception:  # any exception concerns one caller only
             if db.in_transaction:
                 db.execute("rollback")
@@ -128,7 +125,7 @@ class Writer:
         db = self._db
         db.execute("savepoint job")
         try:
-            result = job(db, topics)
+            result = completed(job(self._connection, topics))
         except Exception as error:  # any exception goes to the caller, and this thread continues
             if not db.in_transaction:
                 raise error if isinstance(error, sqlite3.Error) else sqlite3.OperationalError(str(error)) from error

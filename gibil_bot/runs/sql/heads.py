@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from gibil_bot.model import Approval, BranchPush, HeadHistory, HeadSeen, Person
+from gibil_bot.runs.sql.connection import Connection
 
 MOST_ROWS = 1000
 """Maximum number of rows of one pull request that a decision reads, newest first. A pull request with more pushes isn't
@@ -17,13 +17,15 @@ trusted.
 _HEAD = "repository_id, pull_request, sha, action, at, before_sha, pusher, pusher_is_bot, head_repository_id, head_owner"
 
 
-def record(db: sqlite3.Connection, observed: Sequence[HeadSeen | BranchPush | Approval], now: float) -> None:
+async def record(db: Connection, observed: Sequence[HeadSeen | BranchPush | Approval], now: float) -> None:
     """Store observations. A repeated observation changes nothing, so a redelivery doesn't count as a second push."""
+    # Another transaction may write some of them in another order, or delete the rest of a pull request.
+    await db.lock(*{_lock(seen.repository_id) for seen in observed})
     for seen in observed:
         match seen:
             case HeadSeen():
-                db.execute(
-                    f"insert or ignore into heads ({_HEAD}, seen_at) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+                await db.run(
+                    f"insert into heads ({_HEAD}, seen_at) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing",  # noqa: S608
                     (
                         seen.repository_id,
                         seen.number,
@@ -39,9 +41,9 @@ def record(db: sqlite3.Connection, observed: Sequence[HeadSeen | BranchPush | Ap
                     ),
                 )
             case BranchPush():
-                db.execute(
-                    "insert or ignore into branch_pushes (repository_id, sha, branch, at, pusher, pusher_is_bot, seen_at) "
-                    "values (?, ?, ?, ?, ?, ?, ?)",
+                await db.run(
+                    "insert into branch_pushes (repository_id, sha, branch, at, pusher, pusher_is_bot, seen_at) "
+                    "values (?, ?, ?, ?, ?, ?, ?) on conflict do nothing",
                     (
                         seen.repository_id,
                         seen.sha,
@@ -53,35 +55,35 @@ def record(db: sqlite3.Connection, observed: Sequence[HeadSeen | BranchPush | Ap
                     ),
                 )
             case Approval():
-                db.execute(
-                    "insert or ignore into approvals (repository_id, pull_request, sha, approved_by, at, seen_at) "
-                    "values (?, ?, ?, ?, ?, ?)",
+                await db.run(
+                    "insert into approvals (repository_id, pull_request, sha, approved_by, at, seen_at) "
+                    "values (?, ?, ?, ?, ?, ?) on conflict do nothing",
                     (seen.repository_id, seen.number, seen.sha, seen.by, seen.at.timestamp(), now),
                 )
 
 
-def history(db: sqlite3.Connection, repository_id: int, number: int, sha: str, fork_id: int | None) -> HeadHistory:
-    heads = db.execute(
+async def history(db: Connection, repository_id: int, number: int, sha: str, fork_id: int | None) -> HeadHistory:
+    heads = await db.rows(
         f"select {_HEAD} from heads where repository_id = ? and pull_request = ? order by at desc, seq desc limit ?",  # noqa: S608
         (repository_id, number, MOST_ROWS),
-    ).fetchall()
-    pushes = db.execute(
+    )
+    pushes = await db.rows(
         "select branch, at, pusher, pusher_is_bot from branch_pushes "
         "where repository_id = ? and sha = ? order by at, seq limit ?",
         (repository_id, sha, MOST_ROWS),
-    ).fetchall()
-    approvals = db.execute(
+    )
+    approvals = await db.rows(
         "select sha, approved_by, at from approvals "
         "where repository_id = ? and pull_request = ? order by at desc, seq desc limit ?",
         (repository_id, number, MOST_ROWS),
-    ).fetchall()
+    )
     fork_pushes: list[tuple[Any, ...]] = []
     if fork_id is not None:
-        fork_pushes = db.execute(
+        fork_pushes = await db.rows(
             f"select {_HEAD} from heads where repository_id = ? and head_repository_id = ? and action = 'synchronize' "  # noqa: S608
             "order by at desc, seq desc limit ?",
             (repository_id, fork_id, MOST_ROWS),
-        ).fetchall()
+        )
     return HeadHistory(
         heads=tuple(_head(row) for row in reversed(heads)),
         pushes=tuple(
@@ -102,31 +104,38 @@ def history(db: sqlite3.Connection, repository_id: int, number: int, sha: str, f
     )
 
 
-def prune(db: sqlite3.Connection, _: set[str], seen_before: float, limit: int) -> int:
+async def prune(db: Connection, _: set[str], seen_before: float, limit: int) -> int:
     """Delete the heads and approvals of pull requests without any observation since then; return how many pull requests.
 
-    Each one is deleted as a whole, because an incomplete history could be mistaken for a complete seen.
+    Each one is deleted as a whole, because an incomplete history could be mistaken for a complete one.
     """
-    quiet = db.execute(
+    select = (
         "select distinct repository_id, pull_request from heads h where seen_at < ? and not exists (select 1 from heads newer "
-        "where newer.repository_id = h.repository_id and newer.pull_request = h.pull_request and newer.seen_at >= ?) limit ?",
-        (seen_before, seen_before, limit),
-    ).fetchall()
-    db.executemany("delete from heads where repository_id = ? and pull_request = ?", quiet)
-    db.executemany("delete from approvals where repository_id = ? and pull_request = ?", quiet)
+        "where newer.repository_id = h.repository_id and newer.pull_request = h.pull_request and newer.seen_at >= ?) limit ?"
+    )
+    found = await db.rows(select, (seen_before, seen_before, limit))
+    await db.lock(*{_lock(repository_id) for repository_id, _ in found})
+    locked = set(found)
+    quiet = [row for row in await db.rows(select, (seen_before, seen_before, limit)) if row in locked]
+    await db.run_many("delete from heads where repository_id = ? and pull_request = ?", quiet)
+    await db.run_many("delete from approvals where repository_id = ? and pull_request = ?", quiet)
     return len(quiet)
 
 
-def prune_pushes(db: sqlite3.Connection, _: set[str], seen_before: float, limit: int) -> int:
+def _lock(repository_id: int) -> str:
+    return f"heads {repository_id}"
+
+
+async def prune_pushes(db: Connection, _: set[str], seen_before: float, limit: int) -> int:
     """Delete pushes to branches, and approvals of pull requests without heads; return the number of pushes."""
-    db.execute(
+    await db.run(
         "delete from approvals where seq in (select seq from approvals a where seen_at < ? and not exists "
         "(select 1 from heads h where h.repository_id = a.repository_id and h.pull_request = a.pull_request) limit ?)",
         (seen_before, limit),
     )
-    return db.execute(
+    return await db.run(
         "delete from branch_pushes where seq in (select seq from branch_pushes where seen_at < ? limit ?)", (seen_before, limit)
-    ).rowcount
+    )
 
 
 def _head(row: tuple[Any, ...]) -> HeadSeen:

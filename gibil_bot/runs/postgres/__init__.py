@@ -1,0 +1,1 @@
+"""The store of several bots: ports.Store in one PostgreSQL database."""
