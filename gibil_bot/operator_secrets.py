@@ -7,8 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 SCOPES = ("global", "owners", "repositories")
+_VARIABLES = re.compile(
+    r"GIBIL_MODEL_KEY_\w+|GIBIL_SECRET_\w+|GIBIL_GITHUB_PRIVATE_KEY|GIBIL_GITHUB_WEBHOOK_SECRET|HCLOUD_TOKEN"
+    r"|GIBIL_DATABASE_URL|PGPASSWORD",
+    re.ASCII,
+)
+"""The settings that are secret. The URL of a database may contain its password, and PGPASSWORD is the driver's."""
 _OWNER = re.compile(r"[A-Za-z0-9_.-]+")
 _REPOSITORY = re.compile(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+")
+
+
+def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without the operator's secrets: for programs that aren't gibil, and all that they start."""
+    return {name: value for name, value in environ.items() if not _VARIABLES.fullmatch(name)}
 
 
 class Secret:

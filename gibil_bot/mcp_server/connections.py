@@ -27,7 +27,7 @@ class MachineConnections:
     """Opens providers when they are first needed. `close` doesn't destroy machines."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self.settings = settings
         self._stack = contextlib.AsyncExitStack()
         self._opening = asyncio.Lock()
         self._providers: dict[str, MachineService] = {}
@@ -36,7 +36,7 @@ class MachineConnections:
 
     async def machines(self, provider: str | None = None) -> MachineService:
         """Return the service of a provider. Raises UsageError, ConfigurationError."""
-        settings = settings_for(self._settings, provider)
+        settings = settings_for(self.settings, provider)
         async with self._opening:
             if settings.provider not in self._providers:
                 opened = await self._stack.enter_async_context(open_machines(settings))
@@ -98,6 +98,22 @@ class MachineConnections:
         if result.problem is not None:
             raise result.problem
         return result
+
+    async def fork(
+        self, server: str | None, new: str | None, count: int | None, *, ttl: str | int | None, stop: bool
+    ) -> tuple[str, MachineService, list[MachineSession]]:
+        """Create copies of a machine, None: of the only one; return its name and theirs. Raises as `MachineService.fork`."""
+        name = validation.check_name(server) if server is not None else await self._only_one()
+        machines = await self._service_of(name)
+        if machines is None:
+            raise await self._not_found(name)
+        sessions = await machines.fork(name, new, count, ttl=ttl, stop=stop, made_by="mcp")
+        connection = self._connections.pop(name, None)  # it has ended
+        for session in sessions:
+            self.keep(session)
+        if connection is not None:
+            await _close(connection)
+        return name, machines, sessions
 
     async def extend(self, name: str, seconds: int) -> Machine:
         """Move a machine's expiry. Raises MachineNotFound, UsageError beyond GIBIL_MAX_TTL."""
@@ -189,8 +205,8 @@ class MachineConnections:
         return MachineNotFound(f"Server {name!r} not found; {existing}")
 
     def _in_order(self) -> list[str]:
-        default = self._settings.provider
-        return [default, *(name for name in usable_providers(self._settings) if name != default)]
+        default = self.settings.provider
+        return [default, *(name for name in usable_providers(self.settings) if name != default)]
 
 
 def _connected(connection: asyncio.Task[MachineSession] | None) -> MachineSession | None:

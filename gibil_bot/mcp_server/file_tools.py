@@ -157,7 +157,9 @@ class FileTools:
             shown = found[:MOST_MATCHES]
             left_out = len(found) - len(shown)
             lines = [f"{each.file}:{each.line}:{each.text}" for each in shown]
-            if left_out or not complete:
+            if not found and not complete:
+                lines.append("[the first matching line is too long: look at it with vm_bash and grep -o]")
+            elif left_out or not complete:
                 more = f"{left_out} more" if complete else f"more than {left_out} more"
                 lines.append(f"[{more}: narrow it with path, include or the pattern]")
             views = [{"file": each.file, "line": each.line, "text": each.text} for each in shown]

@@ -15,6 +15,8 @@ from gibil_bot.mcp_server.results import JobCancelled, JobOutput, Jobs, JobStatu
 from gibil_bot.ssh.jobs import job_view
 
 JOB_BYTES = 20_000
+MOST_JOBS = 50
+MOST_COMMAND = 500
 _STATUS_BYTES = 2_000
 
 JobId: TypeAlias = Annotated[str, Field(description="As vm_bash with background=true and vm_job_list return it.")]
@@ -36,12 +38,16 @@ class JobTools:
         )
 
     async def vm_job_list(self, server: Server = None) -> Annotated[CallToolResult, Jobs]:
-        """List the background jobs of a machine, oldest first. The job `provision` sets it up and runs its tasks."""
+        """List the newest 50 background jobs of a machine, oldest first. The job `provision` sets it up and runs its tasks."""
 
         async def on_machine(session: MachineSession) -> CallToolResult:
-            views = [job_view(job) for job in await session.jobs()]
+            jobs = await session.jobs()
+            views = [_short(job_view(job)) for job in jobs[-MOST_JOBS:]]
+            left_out = len(jobs) - len(views)
             lines = [_job_line(view) for view in views] or [f"{session.name} has no jobs"]
-            return answer("\n".join(lines), {"server": session.name, "jobs": views})
+            if left_out:
+                lines.insert(0, f"[{left_out} older jobs aren't shown]")
+            return answer("\n".join(lines), {"server": session.name, "jobs": views, "left_out": left_out})
 
         return await self._connections.work(server, on_machine, repeatable=True)
 
@@ -49,7 +55,7 @@ class JobTools:
         """Show whether a background job is running, its exit code, and the end of its output."""
 
         async def on_machine(session: MachineSession) -> CallToolResult:
-            view = job_view(await find_job(session, job_id))
+            view = _short(job_view(await find_job(session, job_id)))
             out = await read_output(session, job_id, "stdout", None, _STATUS_BYTES)
             err = await read_output(session, job_id, "stderr", None, _STATUS_BYTES)
             text = "\n".join(
@@ -103,6 +109,13 @@ class JobTools:
             return answer(f"{job_id} is killed" if was_running else f"{job_id} had already ended", view)
 
         return await self._connections.work(server, on_machine, repeatable=True)
+
+
+def _short(view: dict[str, object]) -> dict[str, object]:
+    """Return the view of a job without the rest of a long command, which the agent has sent."""
+    command = str(view["command"] or "")
+    shown = command if len(command) <= MOST_COMMAND else f"{command[:MOST_COMMAND]} […]"
+    return {**view, "command": shown or None}
 
 
 def _job_line(view: dict[str, object]) -> str:

@@ -6,6 +6,7 @@ TypedDict comes from typing_extensions: pydantic needs it before Python 3.12.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NotRequired, TypeAlias
 
@@ -13,6 +14,8 @@ from mcp.server.mcpserver import MCPServer
 from mcp.types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import Field
 from typing_extensions import TypedDict
+
+from gibil_bot.ssh.answers import printable
 
 Server: TypeAlias = Annotated[
     str | None, Field(description="The machine's name. Optional while exactly one machine is running.")
@@ -35,7 +38,31 @@ def refusal(message: str, code: str) -> CallToolResult:
     Without structured content: a tool's output schema describes its success, clients may check every structured content against
     it (the official TypeScript SDK does, after `listTools`), and the model would see their complaint instead of this message.
     """
-    return CallToolResult(content=[TextContent(type="text", text=f"{code}: {message}")], is_error=True)
+    return CallToolResult(content=[TextContent(type="text", text=f"{code}: {for_agents(message)}")], is_error=True)
+
+
+_MOST_LINES, _MOST_CHARACTERS = 40, 1000
+_ADVICE = (
+    (r"`gibil jobs \S+` lists them", "vm_job_list lists them"),
+    (r": gibil run \S+ COMMAND --background", ", pass background=true"),
+    (r"destroy it: gibil destroy \S+", "destroy it with destroy_server"),
+    (r"end them with --stop", "pass stop=true to end them"),
+    (
+        r"review the changes, then push with --with-workflows",
+        "ask the user to review the changes, and to push them with `gibil push NAME --with-workflows`",
+    ),
+    (r"gibil create --template NAME --fleet N", "create_server with template=NAME, once for each"),
+    (r"(?:create it: )?(gibil template create \S+ --from [\w-]+)", r"ask the user for `\1`"),
+    (r"--(base|branch|title|template)\b", r"\1"),
+)
+"""Advice of messages that are written for the command line, as agents have to read it."""
+
+
+def for_agents(message: str) -> str:
+    """Return an error's message with advice for users of the tools, and with limits: it may quote what the agent has sent."""
+    for pattern, words in _ADVICE:
+        message = re.sub(pattern, words, message)
+    return "\n".join(printable(line, _MOST_CHARACTERS) for line in message.splitlines()[:_MOST_LINES])
 
 
 def streams(stdout: str, stderr: str, out_title: str = "", err_title: str = "stderr") -> list[str]:
@@ -74,6 +101,11 @@ class Created(TypedDict):
     ready: NotRequired[bool]
     tasks: NotRequired[str]
     task_results: NotRequired[list[TaskView]]
+
+
+class Forked(TypedDict):
+    forked_from: str
+    servers: list[Created]
 
 
 class Listed(TypedDict):
@@ -210,6 +242,7 @@ class JobView(TypedDict):
 class Jobs(TypedDict):
     server: str
     jobs: list[JobView]
+    left_out: int
 
 
 class JobStatus(JobView):
@@ -241,6 +274,117 @@ class JobCancelled(TypedDict):
     was_running: bool
 
 
+class Pushed(TypedDict):
+    server: str
+    repo: str
+    branch: str
+    commit: str
+    commits: int
+    files: list[str]
+    files_total: int
+    warnings: list[str]
+
+
+class PullRequestView(Pushed):
+    into: str
+    base: str
+    number: int
+    url: str
+    draft: bool
+    already_existed: bool
+
+
+class Copied(TypedDict):
+    server: str
+    local_path: str
+    path: str
+    files: int
+    size: int
+    left_out: list[str]
+    left_out_total: int
+
+
+class AgentView(TypedDict):
+    engine: str
+    model: str | None
+    ended: str
+    rounds: int
+    attempts: int
+    calls: int
+    rejected_calls: int
+    tokens: int
+    usd: str
+    estimated: bool
+    machine_time_s: float
+    budget: str | None
+    exceeded: str | None
+
+
+class RunTaskView(TypedDict):
+    name: str
+    kind: str
+    status: str
+    exit_status: int | None
+    duration_s: float | None
+    agent: AgentView | None
+
+
+class CommitPreview(TypedDict):
+    outcome: str
+    to: str
+    branch: str | None
+    pull_request: str | None
+    commits: int
+    files: int
+    bytes: int
+    left_out: list[str]
+    problems: list[str]
+    patch: str | None
+    apply: str | None
+
+
+class RunView(TypedDict):
+    id: str
+    repository: str
+    pull_request: int
+    sha: str
+    workflow: str
+    state: str
+    conclusion: str | None
+    trust: str
+    queued_at: str
+    started_at: str | None
+    finished_at: str | None
+    machine_attempt: int
+    preparation_failed: bool
+    tasks: list[RunTaskView]
+    note: str | None
+    commit: NotRequired[CommitPreview]
+
+
+class RunsStarted(TypedDict):
+    runs: list[RunView]
+
+
+class RunLog(TypedDict):
+    run_id: str
+    task: str
+    index: int
+    state: str
+    text: str
+    offset: int
+    next_offset: int
+    size: int
+    complete: bool
+    remark: str
+
+
+class RunCancelled(TypedDict):
+    run_id: str
+    state: str
+    was_unfinished: bool
+
+
 class OrphanView(TypedDict):
     pid: int
     command: str
@@ -250,4 +394,5 @@ class OrphanView(TypedDict):
 class Swept(TypedDict):
     server: str
     processes: list[OrphanView]
+    left_out: int
     ended: bool

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import queue
+import re
 import select
 import threading
 from collections.abc import AsyncIterator
@@ -22,6 +24,9 @@ from mcp.shared.message import SessionMessage
 
 _BLOCK = 256 * 1024
 _FLUSH_S = 1.0
+_PARSE_ERROR, _INVALID_REQUEST = -32700, -32600
+"""JSON-RPC 2.0, section 5.1: https://www.jsonrpc.org/specification#error_object."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Incoming = MemoryObjectReceiveStream[SessionMessage | Exception]
 Outgoing = MemoryObjectSendStream[SessionMessage]
@@ -36,7 +41,7 @@ async def standard_streams() -> AsyncIterator[tuple[Incoming, Outgoing]]:
     lines = _Lines(source)
     writer = _Writer(sink)
     pumps = [
-        asyncio.create_task(_read(lines, incoming_writer)),
+        asyncio.create_task(_read(lines, incoming_writer, writer)),
         asyncio.create_task(_write(writer, outgoing_reader)),
     ]
     try:
@@ -60,19 +65,51 @@ def _claim() -> tuple[int, int]:
     return source, sink
 
 
-async def _read(lines: _Lines, to: MemoryObjectSendStream[SessionMessage | Exception]) -> None:
+async def _read(lines: _Lines, to: MemoryObjectSendStream[SessionMessage | Exception], writer: _Writer) -> None:
     with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
         async with to:
             while (line := await lines.next()) is not None:
                 if not line.strip():
                     continue
                 try:
-                    message: SessionMessage | Exception = SessionMessage(
-                        types.jsonrpc_message_adapter.validate_json(line, by_name=False)
-                    )
-                except ValueError as error:
-                    message = error
-                await to.send(message)
+                    await to.send(SessionMessage(read_message(line)))
+                except InvalidMessage as invalid:
+                    if invalid.answer is not None:  # the library would not answer, and the client would wait
+                        await writer.write(json.dumps(invalid.answer).encode() + b"\n")
+
+
+class InvalidMessage(Exception):
+    """A line that isn't a message. `answer` is the response to it; None for a notification."""
+
+    def __init__(self, code: int, message: str, value: object = None) -> None:
+        super().__init__(message)
+        request = value if isinstance(value, dict) else {}
+        is_notification = isinstance(request.get("method"), str) and "id" not in request
+        number = request.get("id")
+        self.answer: dict[str, object] | None = None
+        if not is_notification:
+            known = number if isinstance(number, str | int) and not isinstance(number, bool) else None
+            self.answer = {"jsonrpc": "2.0", "id": known, "error": {"code": code, "message": message}}
+
+
+def read_message(line: bytes) -> types.JSONRPCMessage:
+    """Return the message of a line. Raises InvalidMessage.
+
+    Half of a surrogate pair becomes U+FFFD: clients in JavaScript send it for an emoji that was cut in two.
+    """
+    try:
+        return types.jsonrpc_message_adapter.validate_json(line, by_name=False)
+    except ValueError:
+        pass
+    try:
+        value = json.loads(line.decode("utf-8", "replace"))
+        text = _SURROGATE.sub("\ufffd", json.dumps(value, ensure_ascii=False))
+    except (ValueError, RecursionError):
+        raise InvalidMessage(_PARSE_ERROR, "a line is not one JSON value") from None
+    try:
+        return types.jsonrpc_message_adapter.validate_json(text, by_name=False)
+    except ValueError:
+        raise InvalidMessage(_INVALID_REQUEST, "a JSON value is not a message of JSON-RPC 2.0", value) from None
 
 
 async def _write(writer: _Writer, messages: MemoryObjectReceiveStream[SessionMessage]) -> None:

@@ -22,6 +22,7 @@ from gibil_bot.mcp_server.tool_calls import progress
 
 STDOUT_BYTES = 20_000
 STDERR_BYTES = 10_000
+MOST_PROCESSES = 100
 _DEFAULT_MS = 120_000
 _MOST_MS = 7 * 24 * 3600 * 1000
 _HINT = "run it with background=true and read all of it with vm_job_tail, or redirect it to a file"
@@ -137,16 +138,21 @@ class WorkTools:
                     "command": each.words,
                     "started_by": each.tag if each.leader else f"job {each.tag}",
                 }
-                for each in found
+                for each in found[:MOST_PROCESSES]
             ]
-            lines = [f"  {each.pid}: {each.words[:200]}" for each in found]
+            lines = [f"  {each.pid}: {each.words[:200]}" for each in found[:MOST_PROCESSES]]
+            if len(found) > MOST_PROCESSES:
+                lines.append(f"  and {len(found) - MOST_PROCESSES} more")
             if not found:
                 text = f"no left-over processes on {session.name}"
             elif look_only:
                 text = f"{len(found)} left-over processes on {session.name}:"
             else:
                 text = f"ended {len(found)} on {session.name}:" if ended else f"some of these have not ended on {session.name}:"
-            return answer("\n".join([text, *lines]), {"server": session.name, "processes": views, "ended": ended})
+            return answer(
+                "\n".join([text, *lines]),
+                {"server": session.name, "processes": views, "left_out": len(found) - len(views), "ended": ended},
+            )
 
         return await self._connections.work(server, on_machine, repeatable=True)
 

@@ -1,8 +1,9 @@
-"""The bot's web application: `POST /webhook`, `GET /healthz`, `GET /metrics`, `GET /runs/{id}`.
+"""The bot's web application: `POST /webhook`, `GET /healthz`, `GET /metrics`, `GET /runs/{id}`, `/mcp`
+(mcp_server.http), and for the bots of other hosts `GET /internal/runs/{id}/files`.
 
 The webhook is a bare ASGI route. Before its reply it checks the size, the signature and that the body is a JSON object, decodes
 it to an event, and makes one durable insert. Everything else happens after the reply. Requests without a well-formed signature
-header are rejected before the body is read; `web.protocol` limits sizes and times of all routes.
+header are rejected before the body is read; `http_protocol` limits sizes and times of all routes.
 https://docs.github.com/webhooks/using-webhooks/best-practices-for-using-webhooks asks for an answer within 10 seconds.
 """
 
@@ -21,13 +22,14 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gibil_bot.errors import StoreError
 from gibil_bot.github import webhook
 from gibil_bot.runs import events
 from gibil_bot.runs.heads import observed_in
 from gibil_bot.views import run_view
+from gibil_bot.web.host_files import HostFilesRoute
 from gibil_bot.web.metrics import BotMetrics
 from gibil_bot.wiring import Bot
 
@@ -39,6 +41,7 @@ STORED_WITHIN_S = 8.5
 """If the disk hangs, GitHub must not wait until its timeout of 10 s: a 503 reports the reason."""
 GUID_LIMIT = 128
 _SIGNATURE = re.compile(rb"sha256=[0-9a-f]{64}")
+_NO_DATABASE = "the database doesn't answer; the bot's log has the reason"
 _CLOSE = (b"connection", b"close")  # the rest of the body isn't read
 _UNSIGNED = "X-Hub-Signature-256 is missing or wrong: compare the App's webhook secret with the bot's"
 _NOT_JSON = "the body is not a JSON object: set the content type of the App's webhook to application/json\n"
@@ -52,8 +55,10 @@ class _AnyObject(msgspec.Struct):
 _json_object = msgspec.json.Decoder(_AnyObject)
 
 
-def create_app(bot: Bot, rejected: Mapping[int, int] | None = None) -> Starlette:
-    """Return the ASGI app of a running bot. `rejected`: how many requests the server in front of it answered, by status."""
+def create_app(bot: Bot, rejected: Mapping[int, int] | None = None, mcp: ASGIApp | None = None) -> Starlette:
+    """Return the ASGI app of a running bot. `rejected`: how many requests the server in front of it answered, by status.
+    `mcp`: serves /mcp, which doesn't exist without it.
+    """
     webhook_route = WebhookRoute(bot)
     pages = _Pages(bot, webhook_route.answers, {} if rejected is None else rejected)
     app = Starlette(
@@ -61,6 +66,8 @@ def create_app(bot: Bot, rejected: Mapping[int, int] | None = None) -> Starlette
             Route("/webhook", webhook_route),
             Route("/healthz", pages.health, methods=["GET"]),
             Route("/metrics", pages.metrics, methods=["GET"]),
+            *([] if mcp is None else [Route("/mcp", mcp)]),
+            *_internal(bot),
             Route("/runs/{run_id:path}", pages.run, methods=["GET"]),
             Route("/{path:path}", _not_found, methods=["GET"]),
         ],
@@ -68,6 +75,14 @@ def create_app(bot: Bot, rejected: Mapping[int, int] | None = None) -> Starlette
     )
     app.router.redirect_slashes = False  # `/healthz/` doesn't exist, and a redirect would suggest that it does
     return app
+
+
+def _internal(bot: Bot) -> list[Route]:
+    """Return the route for the bots of other hosts, if they reach this one."""
+    if bot.signer is None:
+        return []
+    files = HostFilesRoute(bot.signer, bot.settings.data_dir / "logs")
+    return [Route("/internal/runs/{run_id}/files", files.answer, methods=["GET"])]
 
 
 _Reply = tuple[int, str, *tuple[tuple[bytes, bytes], ...]]
@@ -171,12 +186,26 @@ class _Pages:
     def __init__(self, bot: Bot, answers: Mapping[int, int], rejected: Mapping[int, int]) -> None:
         self._bot = bot
         self._metrics = BotMetrics(answers, rejected, bot.settings.max_machines)
+        self._logged = ""
+        """The error of the database that was logged last, as long as it lasts."""
+
+    async def _counts(self) -> dict[str, int]:
+        counts = await self._bot.store.counts()
+        self._logged = ""
+        return counts
+
+    def _unavailable(self, error: StoreError) -> str:
+        """Log the error once; return what anyone may know, which isn't where the database is."""
+        if error.message != self._logged:
+            self._logged = error.message
+            log.error("a page can't be answered: %s", error.message)
+        return _NO_DATABASE
 
     async def health(self, request: Request) -> Response:
         try:
-            counts = await self._bot.store.counts()
+            counts = await self._counts()
         except StoreError as error:
-            return _json({"status": "failing", "database": error.message}, 503)
+            return _json({"status": "failing", "database": self._unavailable(error)}, 503)
         dead = self._bot.stopped_parts()
         if dead:
             return _json({"status": "failing", "stopped": dead}, 503)
@@ -184,9 +213,9 @@ class _Pages:
 
     async def metrics(self, request: Request) -> Response:
         try:
-            counts = await self._bot.store.counts()
+            counts = await self._counts()
         except StoreError as error:
-            return PlainTextResponse(f"{error.message}\n", 503)
+            return PlainTextResponse(f"{self._unavailable(error)}\n", 503)
         return Response(self._metrics.text(counts), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
 
     async def run(self, request: Request) -> Response:
@@ -197,7 +226,7 @@ class _Pages:
                 return _json({"error": "run not found", "code": "RUN_NOT_FOUND"}, 404)
             results = await self._bot.store.runs.task_results(run.id, run.machine_attempt)
         except StoreError as error:
-            return _json({"error": error.message, "code": error.code}, 503)
+            return _json({"error": self._unavailable(error), "code": error.code}, 503)
         return _json(run_view(run, results))
 
 

@@ -21,6 +21,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from gibil_bot.operator_secrets import without_secrets
+
 NAME = "gibil"
 WITHIN_S = 60.0
 """Time limit for one client's command. Most need a second, those in JavaScript some more on a busy computer."""
@@ -47,11 +49,16 @@ class Client:
     program: str | None = None
     """Its program in PATH; None if it has no command for registering servers."""
     arguments: Command | None = None
+    removal: tuple[str, ...] | None = None
+    """The arguments with which the client's program removes NAME; None if it has no command for that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """The result for one client: `added`, `already`, or `left alone`, why (`note`), and what to paste (`snippet`)."""
+    """The result for one client: `added`, `already`, or `left alone`, why (`note`), and what to paste (`snippet`).
+
+    Of a removal: `removed`, `absent`, or `not removed` and why.
+    """
 
     client: str
     file: Path
@@ -64,6 +71,12 @@ class Registration:
         match self.status:
             case "added":
                 return f"{self.client}: gibil is registered in {self.file}"
+            case "removed":
+                return f"{self.client}: gibil is removed from {self.file}"
+            case "absent":
+                return f"{self.client}: gibil is not registered in {self.file}"
+            case "not removed":
+                return f"{self.client}: gibil is not removed from {self.file}: {self.note}"
             case "already":
                 return f"{self.client}: gibil is already registered in {self.file}"
             case _:
@@ -94,6 +107,7 @@ def clients(environ: Mapping[str, str]) -> list[Client]:
             has_type=True,
             program="claude",
             arguments=_claude,
+            removal=("mcp", "remove", NAME, "--scope", "user"),
         ),
         Client(name="Claude Desktop", file=desktop / "claude_desktop_config.json", is_installed=exists(None, desktop)),
         Client(name="Cursor", file=cursor / "mcp.json", is_installed=exists(None, cursor), has_type=True),
@@ -113,6 +127,7 @@ def clients(environ: Mapping[str, str]) -> list[Client]:
             is_installed=exists("gemini", gemini),
             program="gemini",
             arguments=_gemini,
+            removal=("mcp", "remove", "--scope", "user", NAME),
         ),
         Client(
             name="Codex",
@@ -121,6 +136,7 @@ def clients(environ: Mapping[str, str]) -> list[Client]:
             table="mcp_servers",
             program="codex",
             arguments=_codex,
+            removal=("mcp", "remove", NAME),
         ),
     ]
 
@@ -139,6 +155,27 @@ async def register(client: Client, entry: Entry, environ: Mapping[str, str], *, 
             client=client.name, file=client.file, status="left alone", note=str(problem), snippet=snippet(client, wanted)
         )
     return Registration(client=client.name, file=client.file, status="added" if existing is None else "already")
+
+
+async def unregister(client: Client, entry: Entry, environ: Mapping[str, str], *, within_s: float = WITHIN_S) -> Registration:
+    """Remove our entry from one client. Another server of that name is left alone; a failure is in the result."""
+    wanted = {key: value for key, value in entry.items() if key != "type" or client.has_type}
+
+    def result(status: str, note: str = "") -> Registration:
+        return Registration(client=client.name, file=client.file, status=status, note=note)
+
+    try:
+        existing = _existing(client)
+        if existing is None:
+            return result("absent")
+        if not _is_same(existing, wanted):
+            return result("not removed", f"its server named {NAME!r} is another one")
+        if client.removal is None:
+            return result("not removed", f"it has no command for this; delete {NAME!r} from {client.table!r} in that file")
+        await _run_words(client, list(client.removal), environ, within_s)
+    except _NotRegistered as problem:
+        return result("not removed", str(problem))
+    return result("removed")
 
 
 def snippet(client: Client, entry: Entry) -> str:
@@ -189,14 +226,19 @@ async def _run_command(client: Client, entry: Entry, environ: Mapping[str, str],
     """Run the client's own command. Raises _NotRegistered with the command's reason."""
     if client.program is None or client.arguments is None:
         raise _NotRegistered("it has no command for this")
-    program = shutil.which(client.program, path=environ.get("PATH"))
-    if program is None:
-        raise _NotRegistered(f"its command {client.program!r} is not in PATH")
     command, arguments, environment = entry["command"], entry["args"], entry["env"]
     assert isinstance(command, str)
     assert isinstance(arguments, list)
     assert isinstance(environment, dict)
-    words = client.arguments(command, arguments, environment)
+    await _run_words(client, client.arguments(command, arguments, environment), environ, within_s)
+
+
+async def _run_words(client: Client, words: list[str], environ: Mapping[str, str], within_s: float) -> None:
+    """Run the client's program with these arguments. Raises _NotRegistered."""
+    assert client.program is not None
+    program = shutil.which(client.program, path=environ.get("PATH"))
+    if program is None:
+        raise _NotRegistered(f"its command {client.program!r} is not in PATH")
     shown = " ".join([client.program, *words[:2]]) if words[0] == "mcp" else f"{client.program} {words[0]}"
     reading, writing = os.pipe()
     try:
@@ -204,7 +246,7 @@ async def _run_command(client: Client, entry: Entry, environ: Mapping[str, str],
             process = await asyncio.create_subprocess_exec(
                 program,
                 *words,
-                env=environ,
+                env=without_secrets(environ),
                 stdin=asyncio.subprocess.DEVNULL,  # the provider's token may come on our stdin
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=writing,

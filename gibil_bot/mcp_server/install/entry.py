@@ -21,7 +21,7 @@ def _command() -> tuple[str, list[str]]:
     """Return the running `gibil`, the one next to this Python, the one in PATH, or this Python."""
     called = Path(sys.argv[0])
     sibling = Path(sys.executable).parent / "gibil"
-    candidates = [str(called.absolute())] if called.name == "gibil" else []
+    candidates = [str(called.with_name("gibil").absolute())] if called.name in ("gibil", "gibil-python") else []
     found = shutil.which("gibil")
     for candidate in (*candidates, str(sibling), *([found] if found else [])):
         if os.access(candidate, os.X_OK) and Path(candidate).is_file():

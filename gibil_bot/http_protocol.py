@@ -1,4 +1,4 @@
-"""The HTTP/1.1 protocol of the web server: uvicorn's, with limits on everything that an unauthenticated client can cost.
+"""The HTTP/1.1 protocol of the bot's servers: uvicorn's, with limits on everything that an unauthenticated client can cost.
 
 uvicorn limits neither the size of a request's head nor the time for a head or a body, and closes no silent connection. A client
 without a signature could exhaust the memory, the CPU or the file descriptors.
@@ -10,7 +10,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -62,9 +62,9 @@ class ServerState:
     waiting: dict[LimitedProtocol, float] = field(default_factory=dict)
     """Connections that the server is waiting for → since when, the longest wait first."""
 
-    def protocol(self) -> type[LimitedProtocol]:
+    def protocol(self, base: type[LimitedProtocol] | None = None) -> type[LimitedProtocol]:
         """Return the class of one connection, for `uvicorn.Config(http=…)`."""
-        return type("BoundProtocol", (LimitedProtocol,), {"shared": self})
+        return type("BoundProtocol", (base or LimitedProtocol,), {"shared": self})
 
     def make_room(self, now_s: float) -> bool:
         """Close the connection that the server has waited for longest. Returns False if it isn't long enough for any."""
@@ -227,23 +227,25 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         if self.pipeline and len(self.pipeline) >= self._limits.pipelined:
-            self._rejection = (503, "too many requests wait on this connection")
-            raise _Rejected
+            self.reject_head(503, "too many requests wait on this connection")
         self._fields = len(self.headers)
         if self._fields > self._limits.header_fields:
-            self._rejection = (431, f"a request has at most {self._limits.header_fields} header fields")
-            raise _Rejected
+            self.reject_head(431, f"a request has at most {self._limits.header_fields} header fields")
         if self._is_uncounted:
             self._is_uncounted = False
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if size > self._limits.head_bytes:
-                self._rejection = (431, f"a request's head has at most {self._limits.head_bytes // 1024} KiB")
-                raise _Rejected
+                self.reject_head(431, f"a request's head has at most {self._limits.head_bytes // 1024} KiB")
         super().on_headers_complete()
         self._in_head, self._in_body = False, True
         self._head_bytes = self._framing_bytes = self._one_body_bytes = 0
         if self._is_waiting:
             self._stop_waiting()
+
+    def reject_head(self, status: int, text: str) -> NoReturn:
+        """Reject the request whose head is complete. Only for callbacks of the parser."""
+        self._rejection = (status, text)
+        raise _Rejected
 
     def on_body(self, body: bytes) -> None:
         size = len(body)
