@@ -33,9 +33,11 @@ def check(files: tuple[Path, ...], as_json: bool) -> None:
     gibil check ~/operator-workflows --json
     """
     from gibil_bot.planning.plan import check_files
+    from gibil_bot.workflows_dir import engine_names
 
     paths = _workflow_files(files)
-    problems = check_files({str(path): _unusable(path) or read_workflow(path) for path in paths})
+    engines = engine_names(Path(folder) if (folder := os.environ.get("GIBIL_ENGINES")) else None)
+    problems = check_files({str(path): _unusable(path) or read_workflow(path) for path in paths}, engines)
     if as_json:
         print_json(
             {

@@ -30,6 +30,14 @@ def complete_names(context: click.Context, parameter: click.Parameter, incomplet
     return [name for name in _query(context, names) if name.startswith(incomplete) and name not in given]
 
 
+def complete_copied(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete a local path, or the name of a machine with a colon."""
+    from click.shell_completion import CompletionItem
+
+    names = [] if "/" in incomplete or ":" in incomplete else complete_names(context, parameter, incomplete)
+    return [CompletionItem(f"{name}:") for name in names] or [CompletionItem(incomplete, type="file")]
+
+
 def complete_fleets(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     async def fleets(machines: MachineService) -> list[str]:
         return [machine.labels.get("fleet", "") for machine in await machines.list_machines()]
@@ -51,10 +59,26 @@ def complete_jobs(context: click.Context, parameter: click.Parameter, incomplete
     return _starting(_query(context, jobs, within_s=_AT_MACHINE_S), incomplete) if machine else []
 
 
+def complete_commands(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the first word of a command that has JSON output."""
+    from gibil_bot.cli.json_output import OUTPUTS
+
+    return [] if context.params.get("command") else _starting((name.partition(" ")[0] for name in OUTPUTS), incomplete)
+
+
 def complete_sizes(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     from gibil_bot.limits import MACHINE_SIZES
 
     return [size for size in MACHINE_SIZES if size.startswith(incomplete)]
+
+
+def complete_templates(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    async def names(machines: MachineService) -> list[str]:
+        from gibil_bot.machines.templates import templating
+
+        return [template.name for template in await templating(machines.factory.provider).templates()]
+
+    return _starting(_query(context, names), incomplete)
 
 
 def complete_providers(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gibil_bot.cli.completers import complete_sizes
+from gibil_bot.cli.completers import complete_sizes, complete_templates
 from gibil_bot.cli.creation import create_machines, keep_interrupted
 from gibil_bot.cli.machine import (
     connected,
+    env_file_option,
     provider_option,
     report_cleanup,
     report_connection,
@@ -43,9 +44,11 @@ if TYPE_CHECKING:
 @click.option("--server-type", metavar="TYPE", help="The provider's name of a machine type; overrides --size.")
 @click.option("--location", metavar="LOCATION", help="The provider's name of a location.")
 @click.option("--image", metavar="IMAGE", help="The provider's name of an image to start from.")
+@click.option("--template", metavar="NAME", help="A template to start from.", shell_complete=complete_templates)
 @click.option(
     "--env", "env", multiple=True, metavar="NAME=VALUE", help="A variable for its tasks and every command; repeatable."
 )
+@env_file_option
 @click.option(
     "--wait", type=click.Choice(["ready", "tasks"]), help="Return when the code is set up, or when the tasks have ended."
 )
@@ -61,7 +64,9 @@ def create(
     server_type: str | None,
     location: str | None,
     image: str | None,
+    template: str | None,
     env: tuple[str, ...],
+    env_files: tuple[str, ...],
     wait: str | None,
     as_json: bool,
 ) -> None:
@@ -74,18 +79,19 @@ def create(
     \b
     gibil create --name agent-task --repo https://github.com/you/project --ttl 20 --json
     gibil create --repo . --wait tasks
-    gibil create --fleet 5 --size medium --env CI=1
+    gibil create --fleet 5 --size medium --env CI=1 --env-file .env
+    gibil create --template ready-to-test
     """
     from gibil_bot.machines import validation
 
-    variables = validation.environment(env)
+    variables = validation.environment(env, env_files)
     if repo is None and branch is None:  # a repository needs further checks, and git takes longer than the daemon
         _prestart(name, ttl, size, provider)
     from gibil_bot.machines.request import CreateRequest
 
     request = CreateRequest(
         name=name, repo=repo, branch=branch, ttl=ttl, size=size, server_type=server_type, location=location, image=image,
-        env=variables,
+        template=template, env=variables,
     )  # fmt: skip
     sys.exit(run_async(_create(request, fleet, provider, wait, as_json)))
 

@@ -25,8 +25,9 @@ _SKIPPED = frozenset((".git", "node_modules", ".venv", "venv", ".tox", ".nox", "
 @click.command()
 @click.argument("path", default=".", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--lint", is_flag=True, help="What `/gibil lint` would run, instead of the tests.")
+@click.option("--format", "formats", is_flag=True, help="What `/gibil format` would run, instead of the tests.")
 @json_option
-def detect(path: Path, lint: bool, as_json: bool) -> None:
+def detect(path: Path, lint: bool, formats: bool, as_json: bool) -> None:
     """Print what would prepare and test a checkout, and why.
 
     Reads the folder's files as they are now, committed or not, and runs nothing. Each line names the file that says so. A
@@ -39,7 +40,7 @@ def detect(path: Path, lint: bool, as_json: bool) -> None:
     """
     from gibil_bot.detection.detect import detect as detect_project
 
-    found = detect_project(read(path), "lint" if lint else "test")
+    found = detect_project(read(path), "lint" if lint else "format" if formats else "test")
     if as_json:
         print_json(view(found))
         return

@@ -14,7 +14,8 @@ import click
 
 from gibil_bot.cli.output import Paint, json_option, print_json, print_message, print_text
 from gibil_bot.config import Settings, load_settings, loose_mode, require_github
-from gibil_bot.errors import ConfigurationError, GibilError, GitHubError, StoreError, Unavailable
+from gibil_bot.database_url import is_postgresql, shown_url
+from gibil_bot.errors import ConfigurationError, GibilError, GitHubError, StoreError, Unavailable, UnknownModelPrice
 
 LOW_DISK_BYTES = 2 * 1024**3
 GITHUB_TIMEOUT_S = 30.0
@@ -81,6 +82,8 @@ async def _findings() -> AsyncIterator[Finding]:
     yield await _provider(settings)
     async for finding in _runtimes(settings):
         yield finding
+    for finding in await _models(settings):
+        yield finding
     try:
         require_github(settings)
     except ConfigurationError as error:
@@ -93,6 +96,54 @@ async def _findings() -> AsyncIterator[Finding]:
     for finding in await _github(settings):
         yield finding
     yield _webhook(settings)
+
+
+_KEY_STARTS = {"sk-ant-": "anthropic", "sk-": "openai", "AIza": "gemini"}
+"""How the vendors' keys begin, the longest first."""
+
+
+async def _models(settings: Settings) -> list[Finding]:
+    """Check that keys belong to their vendors, and that the models of engines have prices. No vendor is asked."""
+    from gibil_bot.agents.engines.loading import default_engine, load_engines
+    from gibil_bot.agents.prices import Prices
+    from gibil_bot.model_settings import VENDORS
+
+    models = settings.models
+    try:
+        engines = await asyncio.to_thread(load_engines, models.engines)
+    except ConfigurationError as error:
+        return [Finding("GIBIL_ENGINES", False, problem, "correct the file") for problem in error.problems]
+    try:
+        default_engine(engines, models.engine)
+    except ConfigurationError as error:
+        return [Finding("GIBIL_ENGINE", False, error.problems[0], "name an engine that `gibil engines` lists")]
+    if not models.is_enabled:
+        return [Finding("agents", True, "off, because no GIBIL_MODEL_KEY_… is set")]
+    findings = []
+    for vendor, key in models.keys.items():
+        owner = next((each for start, each in _KEY_STARTS.items() if key.reveal().startswith(start)), vendor)
+        if owner != vendor and models.urls[vendor] == VENDORS[vendor]:
+            detail, fix = f"it looks like a key for {owner}", f"set GIBIL_MODEL_KEY_{owner.upper()} instead"
+            findings.append(Finding(f"GIBIL_MODEL_KEY_{vendor.upper()}", False, detail, fix))
+    prices = Prices(models.prices)
+    usable = [engine for engine in engines.values() if engine.provider in models.keys]
+    for engine in usable:
+        try:
+            if engine.default_model:
+                await prices.of(engine.provider, engine.default_model, url=models.urls[engine.provider])
+        except UnknownModelPrice:
+            detail = f"the engine {engine.name} can't be used: its model {engine.default_model} has no known price"
+            findings.append(Finding("GIBIL_MODEL_PRICES", False, detail, "add the model to the file of GIBIL_MODEL_PRICES"))
+    budgets = models.budgets
+    sums = {
+        "task": budgets.task_usd,
+        "run": budgets.run_usd,
+        "person and day": budgets.person_usd,
+        "repository and day": budgets.day_usd,
+    }
+    shown = ", ".join(f"{name} {'unlimited' if most is None else f'{most} USD'}" for name, most in sums.items())
+    names = ", ".join(engine.name for engine in usable)
+    return [*findings, Finding("agents", True, f"{names or 'no engine'} can be used; budgets: {shown}")]
 
 
 def _registration(settings: Settings) -> Finding:
@@ -145,19 +196,20 @@ def _data_dir(settings: Settings) -> Finding:
 
 
 async def _database(settings: Settings) -> Finding:
-    from gibil_bot.runs.sqlite.store import open_store
+    from gibil_bot.wiring import open_store
 
+    url = settings.database_url
     try:
-        store = await open_store(settings.database_url, exclusive=False)
+        store = await open_store(settings, exclusive=False)
         try:
             counts = await store.counts()
         finally:
             await store.close()
     except StoreError as error:
-        return Finding("GIBIL_DATABASE_URL", False, error.message, "check the file's path, its owner and the free space")
+        return Finding("GIBIL_DATABASE_URL", False, error.message, "see the message; gibil db status shows more")
     waiting = counts["deliveries_unhandled"], counts["runs_queued"], counts["tellings_due"]
     detail = "{} deliveries to handle, {} runs queued, {} notifications to publish".format(*waiting)
-    return Finding("database", True, detail)
+    return Finding("database", True, f"{shown_url(url)}: {detail}" if is_postgresql(url) else detail)
 
 
 async def _workflows(settings: Settings) -> Finding:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 )
 @click.option("--add", is_flag=True, help="Add this provider without making it the default.")
 @click.option("--no-mcp", is_flag=True, help="Don't register with MCP clients.")
+@click.option("--remove", is_flag=True, help="Only remove gibil from the MCP clients, and Claude Code's skill.")
 @click.option(
     "--repo",
     metavar="PATH",
@@ -45,20 +46,34 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="With --repo: replace a .gibil.yml that exists.")
 @json_option
 def init(
-    provider: str | None, token: str | None, add: bool, no_mcp: bool, repo: Path | None, force: bool, as_json: bool
+    provider: str | None,
+    token: str | None,
+    add: bool,
+    no_mcp: bool,
+    remove: bool,
+    repo: Path | None,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Save the provider and its token; register with MCP clients. With --repo, write a `.gibil.yml`.
 
     The token is checked before it is saved. Everything is saved in settings.json in GIBIL_DATA_DIR, which only you can read;
     environment variables override it. `gibil mcp` is registered with the MCP clients on this computer: through the command of
     Claude Code, Codex, Gemini CLI or VS Code; for Claude Desktop, Cursor and Windsurf, init prints what to add to their files.
-    No client gets the token.
+    No client gets the token. Claude Code also gets a skill, which teaches it to work on pull requests this way. --remove undoes
+    that, and leaves the saved settings and all machines.
 
     \b
     gibil init
     gibil init --provider hetzner --token - < token.txt
     gibil init --repo
+    gibil init --remove
     """
+    if remove:
+        if provider is not None or token is not None or add or no_mcp or repo is not None or force:
+            raise UsageError("--remove can only be combined with --json")
+        run_async(_remove(as_json))
+        return
     if repo is not None:
         if provider is not None or token is not None or add or no_mcp:
             raise UsageError("--repo only writes a .gibil.yml, and can be combined with --force alone")
@@ -115,6 +130,44 @@ async def _init(provider: str | None, token: str | None, add: bool, no_mcp: bool
     return 0
 
 
+async def _remove(as_json: bool) -> None:
+    """Remove gibil from every installed client, and report each result."""
+    from gibil_bot.mcp_server.install import skill
+    from gibil_bot.mcp_server.install.clients import clients, unregister
+    from gibil_bot.mcp_server.install.entry import entry
+
+    found = [client for client in clients(os.environ) if client.is_installed]
+    results = await asyncio.gather(*(unregister(client, entry(), os.environ) for client in found))
+    for each in results:
+        print_message(each.message)
+    file = skill.skill_file(os.environ)
+    state = skill.remove(file)
+    if state != "absent":
+        print_message(f"{file} is removed" if state == "removed" else f"{file} is left alone: it was changed")
+    data_dir = load_settings({**os.environ, "GIBIL_PROVIDER": "local"}).data_dir
+    print_message(f"{data_dir / SAVED} and the machines are left as they are")
+    if as_json:
+        views = [{"client": each.client, "file": str(each.file), "status": each.status, "note": each.note} for each in results]
+        print_json({"mcp": views, "skill": {"file": str(file), "status": state}})
+
+
+def _install_skill() -> None:
+    """Write Claude Code's skill. A failure doesn't fail `init`: the rest is saved."""
+    from gibil_bot.mcp_server.install import skill
+
+    file = skill.skill_file(os.environ)
+    try:
+        state = skill.install(file)
+    except GibilError as error:
+        print_message(f"Claude Code's skill: {error.message}")
+        return
+    print_message(
+        f"Claude Code: {file} was changed, and is left alone"
+        if state == "left alone"
+        else f"Claude Code: its skill is in {file}"
+    )
+
+
 async def _register() -> list[dict[str, str]]:
     """Register with every installed client and report each result. Failures don't fail `init`: the rest is saved."""
     from gibil_bot.mcp_server.install.clients import clients, register
@@ -126,6 +179,8 @@ async def _register() -> list[dict[str, str]]:
         print_message(each.message)
         if each.snippet:
             write_err(f"{each.snippet}\n")
+    if any(client.name == "Claude Code" for client in found):
+        _install_skill()
     if not results:
         print_message("no MCP client was found on this computer; `gibil mcp --print-config` prints what one needs")
     return [

@@ -30,6 +30,14 @@ _SILENT_S = 3.0
 provider_option = click.option(
     "--provider", metavar="NAME", help="The provider, instead of GIBIL_PROVIDER.", shell_complete=complete_providers
 )
+env_file_option = click.option(
+    "--env-file",
+    "env_files",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(),
+    help="A file of variables, by docker's rules: NAME=value, or NAME for its value here; repeatable. --env overrides it.",
+)
 name_argument = click.argument("name", metavar="NAME", shell_complete=complete_names)
 
 

@@ -42,8 +42,12 @@ _has_printed = False
 
 def print_json(value: object) -> None:
     global _has_printed
-    print_text(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+    print_text(json_text(value))
     _has_printed = True
+
+
+def json_text(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str) + "\n"
 
 
 def print_text(text: str) -> None:
@@ -96,7 +100,7 @@ def fail(error: BaseException, *, as_json: bool) -> int:
         with contextlib.suppress(OSError, AttributeError):
             sys.stderr.write(f"{error.format_message()}\n")
         return 2
-    code, status, lines = _describe(error)
+    code, status, lines = describe(error)
     if code == "OUTPUT":
         _drop_stdout()
     if as_json:
@@ -116,7 +120,8 @@ def fail(error: BaseException, *, as_json: bool) -> int:
     return status
 
 
-def _describe(error: BaseException) -> tuple[str, int, list[str]]:
+def describe(error: BaseException) -> tuple[str, int, list[str]]:
+    """Return the code, the exit status and the lines of an error."""
     match error:
         case ConfigurationError():
             return error.code, error.exit_status, list(error.problems)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gibil_bot.agent_task import AgentPlan
 from gibil_bot.cli.check import read_workflow
 from gibil_bot.cli.output import json_option, print_json, print_message, print_text
 from gibil_bot.cli.replay import guess_event
@@ -25,7 +26,7 @@ from gibil_bot.model import (
     Trust,
 )
 from gibil_bot.planning.workflow import PULL_REQUEST_ACTIONS
-from gibil_bot.workflows_dir import read_workflows, shipped_workflows
+from gibil_bot.workflows_dir import engine_names, read_workflows, shipped_workflows
 
 if TYPE_CHECKING:
     from gibil_bot.planning.plan import EventContext
@@ -102,6 +103,7 @@ def _plans(file: Path, event: Event) -> tuple[Plan, ...]:
         shipped if is_own else {file.name: read_workflow(file)},
         {".gibil.yml": read_workflow(file)} if is_own else {},
         base_ref="base",
+        engines=engine_names(load_settings().models.engines),
     )
     if catalogue.problems:
         more = len(catalogue.problems) - 1
@@ -109,7 +111,7 @@ def _plans(file: Path, event: Event) -> tuple[Plan, ...]:
         raise UsageError(f"{catalogue.problems[0].message}{note}", code="WORKFLOW_INVALID")
     if isinstance(event, CommentCreated):
         context = _event_context(event, _example_pull_request(event.number), event.author.login, event.event_name)
-        found = commands.parse(event.body)
+        found = commands.parse(event.body, planning.free_text_words(catalogue))
         if not found:
             print_message("there is no command in this comment; a command is a line such as /gibil test")
             return ()
@@ -138,8 +140,11 @@ def plan_text(plan: Plan) -> str:
     width = max((len(task.name) for task in plan.tasks), default=0)
     for number, task in enumerate(plan.tasks, start=1):
         lines.append(f"  task {number:<7} {task.name:<{width}}  {_when(plan, task)}".rstrip())
+        if task.agent is not None:
+            lines.append(f"  {'':<12} {'':<{width}}  {_limits(task.agent)}")
     if plan.inputs:
-        lines.append(f"  inputs       {' '.join(f'{name}={value}' for name, value in plan.inputs.items())}")
+        values = {name: f"{value.splitlines()[0]} …" if "\n" in value else value for name, value in plan.inputs.items()}
+        lines.append(f"  inputs       {' '.join(f'{name}={value}' for name, value in values.items())}")
     if plan.secrets:
         lines.append(f"  secrets      {', '.join(plan.secrets)}")
     lines.append(f"  stops after  {duration_setting(int(plan.timeout_s))}, all tasks together")
@@ -147,6 +152,17 @@ def plan_text(plan: Plan) -> str:
     lines.append(f"  group        {plan.concurrency_group}: {newer}")
     lines += [f"  note         {note}" for note in plan.notes]
     return "\n".join(lines) + "\n"
+
+
+def _limits(agent: AgentPlan) -> str:
+    """Return who works on a task instead of a script, and its limits."""
+    parts = [f"an agent: {agent.engine}" + (f" with {agent.model}" if agent.model else ""), f"{agent.max_turns} turns"]
+    parts += [f"{agent.budget_usd} USD"] if agent.budget_usd is not None else []
+    parts += [f"{agent.max_tokens:,} tokens"] if agent.max_tokens is not None else []
+    parts += [f"at most {agent.rounds} rounds until {agent.until} passes"] if agent.until else []
+    parts += [f"{agent.attempts} attempts"] if agent.attempts > 1 else []
+    parts.append(f"may reach {', '.join(agent.allow) or 'only the model'}")
+    return "; ".join(parts)
 
 
 def _when(plan: Plan, task: TaskPlan) -> str:

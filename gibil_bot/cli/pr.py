@@ -29,7 +29,7 @@ def pr() -> None:
 @click.option("--into", metavar="OWNER/REPO", help="The repository to merge into. By default the parent of a fork.")
 @click.option("--branch", metavar="BRANCH", help="The branch to push to.  [default: gibil/NAME]")
 @click.option("--draft", is_flag=True, help="Open it as a draft.")
-@click.option("--with-workflows", is_flag=True, help="Also push changes to workflows and .gibil.yml.")
+@click.option("--with-workflows", is_flag=True, help="Also push changes to protected files, such as workflows and CLAUDE.md.")
 @provider_option
 @json_option
 def create(
@@ -100,7 +100,7 @@ async def _create(
     async with opened(name, provider) as session:
         settings = settings_of(provider)
         connect = functools.partial(open_pull_requests, settings)
-        pull_request = await open_pull_request(session.machine, session.shell, options, settings.github_url, connect)
+        pull_request = await open_pull_request(session.machine, session.shell, options, settings, connect)
     print_pushed(pull_request.commits)
     which = f"pull request #{pull_request.number} to {pull_request.base} of {pull_request.into}"
     if pull_request.already_existed:

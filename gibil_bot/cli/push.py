@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.command()
 @name_argument
 @click.option("--branch", metavar="BRANCH", help="The branch to push to.  [default: gibil/NAME]")
-@click.option("--with-workflows", is_flag=True, help="Also push changes to workflows and .gibil.yml.")
+@click.option("--with-workflows", is_flag=True, help="Also push changes to protected files, such as workflows and CLAUDE.md.")
 @provider_option
 @json_option
 def push(name: str, branch: str | None, with_workflows: bool, provider: str | None, as_json: bool) -> None:
@@ -29,7 +29,10 @@ def push(name: str, branch: str | None, with_workflows: bool, provider: str | No
     repository that the machine was created with, never by force. The machine never gets your credentials. If git has none
     for GitHub, the token in GH_TOKEN or GITHUB_TOKEN is used, or gh's.
 
+    What was pushed on the machine (`git push` needs no credentials there) is pushed; without that, the commits of its HEAD.
+
     \b
+    gibil push agent-task
     gibil push agent-task --branch agent/parser
     """
     sys.exit(run_async(_push(name, branch, with_workflows, provider, as_json)))
@@ -54,12 +57,12 @@ def print_pushed(found: Commits) -> None:
 async def _push(name: str, branch: str | None, with_workflows: bool, provider: str | None, as_json: bool) -> int:
     from gibil_bot.commits import from_machine
 
-    github_url = settings_of(provider).github_url
+    settings = settings_of(provider)
     async with opened(name, provider) as session:
         async with from_machine.fetch(
-            session.machine, session.shell, branch, with_workflows=with_workflows, github_url=github_url
+            session.machine, session.shell, branch, with_workflows=with_workflows, settings=settings
         ) as found:
-            await from_machine.push(found)
+            await from_machine.push(found, session.shell)
     print_pushed(found)
     if as_json:
         print_json(

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import re
 import shlex
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from gibil_bot.cli import stdin as our_stdin
-from gibil_bot.cli.machine import StreamCopier, name_argument, opened, provider_option, run_async
+from gibil_bot.cli.machine import StreamCopier, env_file_option, name_argument, opened, provider_option, run_async
 from gibil_bot.cli.output import json_option, print_json, print_message, print_text
 from gibil_bot.errors import UsageError
 
 if TYPE_CHECKING:
-    from gibil_bot.machines.session import MachineSession, Outcome
+    from gibil_bot.machines.session import MachineSession, Outcome, PacedOutput
 
 HOME = "/root"
 """Working directory of commands."""
@@ -87,6 +89,7 @@ def _is_unquoted(error: click.UsageError, args: list[str]) -> bool:
     "--background", is_flag=True, help="Start a background job and print its id; it survives this command and its connection."
 )
 @click.option("--env", "env", multiple=True, metavar="NAME=VALUE", help="A variable for this command; repeatable.")
+@env_file_option
 @click.option(
     "--stdin/--no-stdin",
     "wants_stdin",
@@ -102,6 +105,7 @@ def run(
     timeout: str | None,
     background: bool,
     env: tuple[str, ...],
+    env_files: tuple[str, ...],
     wants_stdin: bool | None,
     provider: str | None,
     as_json: bool,
@@ -130,10 +134,12 @@ def run(
     if background and wants_stdin:
         raise UsageError("a background job has no stdin: send the file first (gibil run NAME 'cat > file' < file)")
     stdin = None if background else our_stdin.forward(wants_stdin)
-    sys.exit(run_async(_run(name, command, _timeout_s(timeout), background, words.environment(env), stdin, provider, as_json)))
+    variables = words.environment(env, env_files)
+    sys.exit(run_async(_run(name, command, timeout_seconds(timeout), background, variables, stdin, provider, as_json)))
 
 
-def _timeout_s(text: str | None) -> float | None:
+def timeout_seconds(text: str | None) -> float | None:
+    """Parse --timeout. Raises UsageError."""
     if text is None:
         return None
     from gibil_bot.machines import validation as words
@@ -142,6 +148,21 @@ def _timeout_s(text: str | None) -> float | None:
     if seconds <= 0:
         raise UsageError("--timeout must be longer than 0 seconds")
     return seconds
+
+
+def start_holder() -> None:
+    """Start a process that keeps a connection for later commands (connection_holder.py), unless that is switched off."""
+    from gibil_bot import warm_run as warm
+    from gibil_bot.config import load_settings
+
+    if load_settings().connection_idle_s > 0 and sys.platform.startswith("linux") and not warm.is_served(os.environ):
+        import subprocess
+
+        with contextlib.suppress(OSError):
+            subprocess.Popen(
+                [sys.executable, "-P", "-m", "gibil_bot.cli.connection_holder", warm.socket_name(os.environ)],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", start_new_session=True,
+            )  # fmt: skip
 
 
 async def _run(
@@ -163,6 +184,7 @@ async def _run(
                 print_text(f"{job_id}\n")
                 print_message(f"follow it: gibil logs {name} {job_id} -f")
             return 0
+        start_holder()
         if not as_json:
             return await run_in_session(session, command, timeout_s, env, stdin)
         began = time.monotonic()
@@ -170,6 +192,27 @@ async def _run(
         await print_blocked(session, began)
         print_json(outcome_view(outcome))
         return outcome.exit_code
+
+
+def report_lost_holder(arguments: list[str], tag: str) -> int:
+    """Report that the process that held the connection has ended during a command, and kill that. Return the exit status."""
+    from gibil_bot.cli import _wants_json
+    from gibil_bot.cli.output import fail
+    from gibil_bot.errors import GibilError, SSHError
+
+    async def kill() -> None:
+        async with opened(arguments[1], None) as session:
+            await session.shell.signal(tag, "KILL")
+
+    state = "the command was killed"
+    try:
+        run_async(kill())
+    except (GibilError, TimeoutError):
+        state = "the command may still be running"
+    lost = SSHError(
+        f"the process that held the connection to {arguments[1]} has ended; {state}, and its exit status is unknown"
+    )
+    return fail(lost, as_json=_wants_json(arguments))
 
 
 def outcome_view(outcome: Outcome) -> dict[str, object]:
@@ -212,12 +255,32 @@ async def _interruptible(
     timeout_s: float | None,
     env: dict[str, str],
     stdin: AsyncIterator[bytes] | None,
-    copier: StreamCopier | None,
+    copier: PacedOutput | None,
 ) -> Outcome:
     """Run a command; the first Ctrl-C interrupts it, the second one kills it."""
+    loop = asyncio.get_running_loop()
+    try:
+        return await run_interruptible(
+            session, command, timeout_s, env, stdin, copier, lambda interrupt: loop.add_signal_handler(signal.SIGINT, interrupt)
+        )
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+
+
+async def run_interruptible(
+    session: MachineSession,
+    command: str,
+    timeout_s: float | None,
+    env: dict[str, str],
+    stdin: AsyncIterator[bytes] | None,
+    copier: PacedOutput | None,
+    listen: Callable[[Callable[[], None]], None],
+    tag: str | None = None,
+) -> Outcome:
+    """Run a command. `listen` receives a function to call for each Ctrl-C: the first interrupts the command, others kill it."""
     from gibil_bot.machines.session import new_tag
 
-    tag = new_tag()
+    tag = tag or new_tag()
     running = asyncio.create_task(
         session.run(
             command,
@@ -238,8 +301,7 @@ async def _interruptible(
         else:
             interrupts.append(asyncio.create_task(session.interrupt(tag)))
 
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGINT, interrupt)
+    listen(interrupt)
     try:
         return await running
     except asyncio.CancelledError:
@@ -248,5 +310,4 @@ async def _interruptible(
             await asyncio.wait({running})
         raise
     finally:
-        loop.remove_signal_handler(signal.SIGINT)
         await asyncio.gather(*interrupts, return_exceptions=True)

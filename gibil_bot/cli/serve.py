@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import uvicorn
     from starlette.types import ASGIApp
 
-    from gibil_bot.web.protocol import ServerState
+    from gibil_bot.http_protocol import ServerState
 
 STOP_WITHIN_S = 10
 MOST_CONNECTIONS = 1024
@@ -60,38 +60,59 @@ def serve(host: str | None, port: int | None, verbose: bool, as_json: bool) -> N
     )
     for noisy in ("asyncio", "asyncssh", "httpx", "httpcore", "githubkit", "hishel"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("asyncpg").setLevel(
+        logging.CRITICAL
+    )  # tracebacks of lost connections, which the store reports in one line
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     connections = MOST_CONNECTIONS if most == resource.RLIM_INFINITY else min(MOST_CONNECTIONS, most // 2)
-    listener = _listen(host or settings.host, settings.port if port is None else port)
+    listener = listen(host or settings.host, settings.port if port is None else port, "GIBIL_HOST, GIBIL_PORT")
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings, listener, as_json, connections))
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, settings: str) -> socket.socket:
+    """Return a listening socket. Raises ConfigurationError that names the settings."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        problem = f"GIBIL_HOST, GIBIL_PORT: can't listen on {host}:{port}: {error.strerror}; choose another port with --port"
+        problem = f"{settings}: can't listen on {host}:{port}: {error.strerror}; choose another port with --port"
         raise ConfigurationError((problem,)) from error
 
 
 async def _serve(settings: Settings, listener: socket.socket, as_json: bool, connections: int) -> None:
+    from gibil_bot.http_protocol import ServerLimits, ServerState
+    from gibil_bot.mcp_server.http import bot_endpoint
     from gibil_bot.web import app
-    from gibil_bot.web.protocol import ServerLimits, ServerState
     from gibil_bot.wiring import running_bot
 
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
-    on_end(stop.set)
-    async with running_bot(settings) as bot:
+    stop, started = asyncio.Event(), asyncio.Event()
+    task = asyncio.current_task()
+    assert task is not None
+
+    def end() -> None:
+        stop.set()
+        if not started.is_set():  # it may wait for the database
+            task.cancel()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, end)
+    on_end(end)
+    address, port = listener.getsockname()[:2]
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            bot = await stack.enter_async_context(running_bot(settings))
+            mcp = await stack.enter_async_context(bot_endpoint(bot, address, port))
+            started.set()
+        except asyncio.CancelledError:
+            if not stop.is_set():
+                raise
+            return
         state = ServerState(limits=ServerLimits(connections=connections))
-        server = web_server(app.create_app(bot, state.rejected), state)
+        server = web_server(app.create_app(bot, state.rejected, mcp), state)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        address, port = listener.getsockname()[:2]
         url = f"http://{f'[{address}]' if ':' in address else address}:{port}"
         print_message(f"listening on {url}")
         if as_json:

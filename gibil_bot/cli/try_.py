@@ -6,6 +6,8 @@ import asyncio
 import signal
 import sys
 import tempfile
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,13 +45,17 @@ def try_(path: Path, workflow: str, inputs: tuple[str, ...], dirty: bool, as_jso
     """Run a workflow on a local checkout, on a disposable machine.
 
     Does what the bot would do on a pull request, before you push: the committed HEAD (or, with --dirty, the working tree) is
-    sent to a fresh machine, the tasks run, the machine is burned. Exit status 0 if the run succeeds, 1 if it fails,
-    7 if the project couldn't be prepared (with --json: preparation_failed).
+    sent to a fresh machine, the tasks run, the machine is burned. If the workflow has `commit:`, its changes are collected and
+    checked as the bot does; nothing is pushed, but a patch is stored. Agents use the keys of GIBIL_MODEL_KEY_… within the
+    budgets of the settings. Exit status 0 if the run succeeds, 1 if it fails,
+    7 if that says nothing about the code: the project couldn't be prepared (with --json: preparation_failed), a program that
+    the tests need doesn't exist, or nothing was found that tests it.
 
     \b
     gibil try
     gibil try ../other -w lint
     gibil try --dirty -i args="-k parser"
+    gibil try -w fix
     """
     from gibil_bot.providers import prestart
 
@@ -72,25 +78,30 @@ async def _try(settings: Settings, path: Path, workflow: str, inputs: dict[str, 
     from gibil_bot.runs import local_checkout
 
     async with local_checkout.read(path, dirty=dirty, github_url=settings.github_url) as checkout:
-        return await _run(settings, checkout, workflow, inputs, as_json)
+        return await _run(settings, checkout, str(path), workflow, inputs, dirty, as_json)
 
 
-async def _run(settings: Settings, checkout: Checkout, workflow: str, inputs: dict[str, str], as_json: bool) -> int:
+async def _run(
+    settings: Settings, checkout: Checkout, path: str, workflow: str, inputs: dict[str, str], dirty: bool, as_json: bool
+) -> int:
     from gibil_bot.cli.runtime_fill import start
     from gibil_bot.machines.validation import check_room
-    from gibil_bot.runs import local_checkout
+    from gibil_bot.runs import commit_preview, local_checkout
+    from gibil_bot.runs.commit_steps import as_patch
     from gibil_bot.runs.memory import MemoryRuns
-    from gibil_bot.runs.runner import Runner, Tools
-    from gibil_bot.runs.sources import LocalBundle
-    from gibil_bot.views import failed_preparation
-    from gibil_bot.wiring import open_caches, open_factory, open_prepared, operator_limits
+    from gibil_bot.runs.runner import Runner
+    from gibil_bot.views import failed_preparation, none_could_run
+    from gibil_bot.wiring import checkout_agents, checkout_tools, open_factory, operator_limits
 
-    plan = await local_checkout.plan(checkout, workflow, inputs, operator_limits(settings))
+    wanted = await local_checkout.plan(checkout, workflow, inputs, operator_limits(settings))
+    plan = as_patch(wanted)
+    patch: Path | None = None
     factory = open_factory(settings)
     terminal = Terminal(plan)
     runs = MemoryRuns()
     runtimes: list[str] = []
     with tempfile.TemporaryDirectory(prefix="gibil-try-") as scratch:
+        logs = Path(scratch) / "logs"
         try:
             owner = factory.keyring.machine_owner()
             check_room({machine.name for machine in await factory.list(owner)}, ["try"], settings.max_machines)
@@ -98,44 +109,47 @@ async def _run(settings: Settings, checkout: Checkout, workflow: str, inputs: di
             runs.queue(new)
             claim = await runs.claim("gibil try", lease_s=float("inf"), max_machines=1)
             assert claim is not None
-            tools = Tools(
-                runs=runs,
-                factory=factory,
-                transfer=LocalBundle(checkout.repository, checkout.sha, checkout.promisor, checkout.surroundings),
-                logs=Path(scratch) / "logs",
-                owner=owner,
-                secrets=settings.secrets,
-                egress=settings.egress,
-                max_ttl_s=settings.max_ttl_s,
-                tethered=True,
-                observer=terminal.phase,
-                output=terminal.output,
-                prepared=open_prepared(settings, factory.provider),
-                caches=open_caches(settings),
-                local_checkout=checkout.identity,
-                on_runtimes=runtimes.extend,
-            )
-            runner = Runner(tools, claim)
-            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, runner.cancel, "interrupted")
-            on_end(lambda: runner.cancel("interrupted"))
-            conclusion = await runner.run()
+            async with checkout_agents(settings, factory, checkout, plan) as agents:
+                tools = replace(
+                    checkout_tools(
+                        settings, factory, checkout, runs, owner=owner, logs=logs, secrets=settings.secrets, agents=agents
+                    ),
+                    observer=terminal.phase,
+                    output=terminal.output,
+                    on_runtimes=runtimes.extend,
+                )
+                runner = Runner(tools, claim)
+                asyncio.get_running_loop().add_signal_handler(signal.SIGINT, runner.cancel, "interrupted")
+                on_end(lambda: runner.cancel("interrupted"))
+                conclusion = await runner.run()
             run = await runs.get(new.id)
             assert run is not None
             results = await runs.task_results(new.id, run.machine_attempt)
+            patch = await asyncio.to_thread(commit_preview.keep, run, logs, settings.data_dir)
         finally:
             await factory.close()
     terminal.close(run, results)
+    for update in runs.reviews:
+        terminal.print_review(update.without_lines)
+    preview: dict[str, object] | None = None
+    if wanted.commit is not None:
+        preview = commit_preview.preview(wanted.commit, run, patch, checkout=path, dirty=dirty)
+        terminal.print_lines(commit_preview.lines(wanted.commit, run, preview))
     start(settings, tuple(runtimes))
     if as_json:
         from gibil_bot.views import detected_view, run_view
 
-        detected = detected_view(run.plan.detected) if run.plan.detected else None
-        print_json({**run_view(run, results), "note": run.note, "detected": detected})
+        reviews = [update.without_lines for update in runs.reviews]
+        view = detected_view(run.plan.detected) if run.plan.detected else None
+        print_json({**run_view(run, results), "note": run.note, "detected": view, "commit": preview, "reviews": reviews})
     if conclusion.value == "cancelled":
         return 130
     if conclusion.value in ("success", "skipped", "neutral"):
         return 0
-    return PREPARATION_FAILED if failed_preparation(run.plan, results) is not None else GibilError.exit_status
+    detected = run.plan.detected
+    nothing_ran = detected is not None and (detected.problem is not None or none_could_run(run.plan, results))
+    is_unprepared = nothing_ran or failed_preparation(run.plan, results) is not None
+    return PREPARATION_FAILED if is_unprepared else GibilError.exit_status
 
 
 class Terminal:
@@ -170,6 +184,8 @@ class Terminal:
                 self._print_line(self._paint.quiet(f"project read{took}"))
             case "cache_restored":
                 self._print_line(self._paint.quiet(str(event["what"])))
+            case "committed":
+                self._print_line(self._paint.quiet(f"changes collected and checked{took}"))
             case "caches_saved":
                 stored = count(int(str(event["count"])), "cache")
                 self._print_line(self._paint.quiet(f"saved {stored}, {event['size']}{took}"))
@@ -189,6 +205,10 @@ class Terminal:
         stderr_write(data)
         self._line_open = not data.endswith(b"\n")
 
+    def print_lines(self, lines: Iterable[str]) -> None:
+        for each in lines:
+            self._print_line(each)
+
     def close(self, run: Run, results: list[TaskResult]) -> None:
         if run.note:
             self._print_line(self._paint.bad(run.note))
@@ -196,21 +216,48 @@ class Terminal:
         for result in results:
             took = f"{result.duration_s:7.2f} s" if result.duration_s is not None else " " * 9
             self._print_line(f"  {result.name:<{width}}  {result.status.value:<9} {took}  {result.detail}".rstrip())
+        self._print_agents(results)
         self._advise(run, results)
         verdict = run.conclusion.value if run.conclusion else "unknown"
         paint = self._paint.good if verdict in ("success", "skipped", "neutral") else self._paint.bad
         self._print_line(paint(f"{self._plan.workflow}: {verdict}"))
 
+    def print_review(self, markdown: str) -> None:
+        """Print the review that the bot would submit, as text."""
+        from gibil_bot.demo.terminal import readable
+
+        self._print_line(self._paint.bold("the review:"))
+        for line in readable(markdown):
+            self._print_line(f"  {line}".rstrip())
+
+    def _print_agents(self, results: list[TaskResult]) -> None:
+        """Print what each agent used, the limits that it had, and what a person should know of its work."""
+        from gibil_bot.github.markdown import line
+
+        for result in results:
+            if (agent := result.agent) is None:
+                continue
+            from gibil_bot.github.render_agents import spent_view
+
+            who = f"{agent.engine}, {agent.model}" if agent.model else agent.engine
+            used = [spent_view(agent.spent)] if agent.model else []
+            used += [f"budget: {agent.budget}"] if agent.budget else []
+            self._print_line("; ".join([f"{result.name} ({who})", *used]))
+            if agent.limit:
+                self._print_line(self._paint.bad(line(agent.limit, 500)))
+            for note in agent.notes[:20]:
+                self._print_line(f"note: {line(note, 500)}")
+
     def _advise(self, run: Run, results: list[TaskResult]) -> None:
         """Print the project's own CI and a `.gibil.yml`, if the project couldn't be prepared or nothing was detected."""
         from gibil_bot.github.markdown import clean, line
-        from gibil_bot.views import failed_preparation, none_could_run, not_run, quotes_view
+        from gibil_bot.views import failed_preparation, none_could_run, not_run, preparation_name, quotes_view
 
         failed = failed_preparation(run.plan, results)
         if failed is not None:
             missing = not_run(run.plan, results)
             so = f"; {missing} didn't run" if missing else ""
-            self._print_line(self._paint.bad(f"the preparation failed ({failed.name}){so}"))
+            self._print_line(self._paint.bad(f"the preparation failed ({preparation_name(run.plan, failed)}){so}"))
         detected = run.plan.detected
         if detected is None or not (
             failed or none_could_run(run.plan, results) or (detected.problem and detected.purpose == "test")
