@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidSignature
@@ -27,7 +27,7 @@ class Refusal(Exception):
         status: int,
         message: str,
         *,
-        errors: list[dict[str, str]] | None = None,
+        errors: Sequence[dict[str, str] | str] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)

@@ -22,6 +22,7 @@ from gibil_bot.demo.records import (
     Reaction,
     Repository,
     Review,
+    ReviewLines,
     User,
 )
 from gibil_bot.demo.state import State
@@ -237,11 +238,19 @@ def _next_number(repository: Repository) -> int:
 
 
 def comment(
-    hub: Hub, repository: Repository, number: int, author: User, body: str, *, path: str | None = None, by_app: bool = False
+    hub: Hub,
+    repository: Repository,
+    number: int,
+    author: User,
+    body: str,
+    *,
+    path: str | None = None,
+    lines: ReviewLines | None = None,
+    by_app: bool = False,
 ) -> Comment:
     """Comment in the conversation, or (with `path`) on a file of the pull request."""
     now = hub.state.now() if by_app else hub.state.moment_of_comment()
-    new = Comment(hub.state.new_id(), number, author, body, now, now, path=path, by_app=by_app)
+    new = Comment(hub.state.new_id(), number, author, body, now, now, path=path, lines=lines, by_app=by_app)
     repository.comments[new.id] = new
     issue = repository.issues[number]
     issue.updated_at = now
@@ -259,21 +268,30 @@ def comment(
 
 
 def review(
-    hub: Hub, home: Repository, pull: PullRequest, author: User, body: str, *, state: str, commit_sha: str | None = None
+    hub: Hub,
+    home: Repository,
+    pull: PullRequest,
+    author: User,
+    body: str,
+    *,
+    state: str,
+    commit_sha: str | None = None,
+    by_app: bool = False,
 ) -> Review:
     """Submit a review of the head, or of the commit that the reviewer saw.
 
     https://docs.github.com/en/webhooks/webhook-events-and-payloads#pull_request_review
     """
-    now = hub.state.moment_of_comment()
+    now = hub.state.now() if by_app else hub.state.moment_of_comment()
     new = Review(hub.state.new_id(), pull.number, author, body, state, commit_sha or pull.head_sha, now)
     pull.updated_at = now
+    home.reviews[new.id] = new
     _send_review(hub, home, pull, new, "submitted", author)
     return new
 
 
 def edit_review(hub: Hub, home: Repository, pull: PullRequest, it: Review, body: str) -> None:
-    edited = replace(it, body=body)
+    home.reviews[it.id] = edited = replace(it, body=body)
     _send_review(hub, home, pull, edited, "edited", it.author)
 
 
@@ -345,11 +363,18 @@ def _send_suite(hub: Hub, home: Repository, suite: CheckSuite, action: str, send
     hub.hooks.send("check_suite", action, home, sender, body)
 
 
-def send_check_run(hub: Hub, home: Repository, run: CheckRun, action: str, sender: User) -> None:
+def send_check_run(hub: Hub, home: Repository, run: CheckRun, action: str, sender: User, **more: payloads.Json) -> None:
     shown = payloads_checks.check_run(hub.state, home, run)
     shown["check_suite"] = payloads_checks.check_suite(hub.state, home, home.check_suites[run.suite_id])
-    hub.hooks.send("check_run", action, home, sender, {"check_run": shown})
+    hub.hooks.send("check_run", action, home, sender, {"check_run": shown, **more})
     hub.state.touch()
+
+
+def press_button(hub: Hub, home: Repository, run: CheckRun, identifier: str, sender: User) -> None:
+    """https://docs.github.com/en/webhooks/webhook-events-and-payloads?actionType=requested_action#check_run"""
+    if not any(action.get("identifier") == identifier for action in run.actions):
+        raise KeyError(identifier)
+    send_check_run(hub, home, run, "requested_action", sender, requested_action={"identifier": identifier})
 
 
 def rerequest_check_run(hub: Hub, home: Repository, run: CheckRun, sender: User) -> None:

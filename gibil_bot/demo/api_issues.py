@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from gibil_bot.demo import actions, payloads, rest
 from gibil_bot.demo.access import Refusal
-from gibil_bot.demo.records import Comment, Repository
+from gibil_bot.demo.records import Comment, PullRequest, Repository
 
 LONGEST_COMMENT = 65_536
 """In characters. Undocumented; GitHub's response as reported in danger/danger#424."""
@@ -31,6 +31,22 @@ async def list_comments(request: Request) -> Response:
     if number not in repository.issues:
         raise Refusal(404, "Not Found")
     found = [each for each in _conversation(repository, request) if each.number == number]
+    return _comments(request, repository, found)
+
+
+async def list_review_comments(request: Request) -> Response:
+    """https://docs.github.com/en/rest/pulls/comments#list-review-comments-on-a-pull-request
+
+    `direction` is ignored without `sort`.
+    """
+    repository = rest.repository(request, ("pull_requests", "read"))
+    number = request.path_params["number"]
+    if not isinstance(repository.issues.get(number), PullRequest):
+        raise Refusal(404, "Not Found")
+    found = [each for each in repository.comments.values() if each.is_review and each.number == number]
+    if (sort := request.query_params.get("sort")) in ("created", "updated"):
+        backwards = request.query_params.get("direction", "desc") == "desc"
+        found.sort(key=lambda each: (each.created_at if sort == "created" else each.updated_at, each.id), reverse=backwards)
     return _comments(request, repository, found)
 
 
@@ -160,6 +176,7 @@ _REPOSITORY = "/repos/{owner}/{name}"
 ROUTES = [
     Route(f"{_REPOSITORY}/issues/{{number:int}}/comments", list_comments),
     Route(f"{_REPOSITORY}/issues/{{number:int}}/comments", create_comment, methods=["POST"]),
+    Route(f"{_REPOSITORY}/pulls/{{number:int}}/comments", list_review_comments),
     Route(f"{_REPOSITORY}/issues/comments", list_repository_comments),
     Route(f"{_REPOSITORY}/issues/comments/{{comment:int}}", get_comment),
     Route(f"{_REPOSITORY}/issues/comments/{{comment:int}}", update_comment, methods=["PATCH"]),

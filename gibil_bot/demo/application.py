@@ -7,7 +7,18 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gibil_bot.demo import api_app, api_checks, api_issues, api_pulls, api_repositories, control, git_http, rest
+from gibil_bot.demo import (
+    api_app,
+    api_checks,
+    api_git_data,
+    api_issues,
+    api_pulls,
+    api_repositories,
+    api_reviews,
+    control,
+    git_http,
+    rest,
+)
 from gibil_bot.demo.access import Refusal
 from gibil_bot.demo.actions import Hub
 
@@ -18,9 +29,11 @@ def application(hub: Hub) -> Starlette:
         *git_http.ROUTES,
         *api_app.ROUTES,
         *api_checks.ROUTES,
+        *api_git_data.ROUTES,
         *api_issues.ROUTES,
         *api_pulls.ROUTES,
         *api_repositories.ROUTES,
+        *api_reviews.ROUTES,
     ]
     app = Starlette(routes=routes, exception_handlers={Refusal: _refused, HTTPException: _not_found})
     app.router.redirect_slashes = False

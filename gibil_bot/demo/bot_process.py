@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 from gibil_bot.demo.github_double import GitHubDouble
@@ -77,8 +77,8 @@ class BotProcess:
         await self._reading
 
 
-def bot_environment(github: GitHubDouble, data_dir: Path) -> dict[str, str]:
-    """Return the bot's settings, without those of the user's own bot."""
+def bot_environment(github: GitHubDouble, data_dir: Path, more: Mapping[str, str]) -> dict[str, str]:
+    """Return the bot's settings, `more` of them included, without those of the user's own bot."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("GIBIL_", "HCLOUD_"))}
     return own | {
         "GIBIL_DATA_DIR": str(data_dir),
@@ -89,12 +89,13 @@ def bot_environment(github: GitHubDouble, data_dir: Path) -> dict[str, str]:
         "GIBIL_GITHUB_WEBHOOK_SECRET": github.webhook_secret,
         "GIBIL_HOST": "127.0.0.1",
         "GIBIL_PORT": "0",
+        **more,
     }
 
 
 @contextlib.asynccontextmanager
-async def running_bot(github: GitHubDouble, data_dir: Path) -> AsyncIterator[BotProcess]:
-    """Run the bot until the block ends.
+async def running_bot(github: GitHubDouble, data_dir: Path, more: Mapping[str, str]) -> AsyncIterator[BotProcess]:
+    """Run the bot with these further settings until the block ends.
 
     It runs in a new session, so that Ctrl-C reaches only the demonstration, which then stops the bot.
     """
@@ -103,7 +104,7 @@ async def running_bot(github: GitHubDouble, data_dir: Path) -> AsyncIterator[Bot
         "-m",
         "gibil_bot",
         "serve",
-        env=bot_environment(github, data_dir),
+        env=bot_environment(github, data_dir, more),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,

@@ -68,6 +68,10 @@ class Faults:
                 return fault
         return None
 
+    @property
+    def left(self) -> int:
+        return sum(fault.left for fault in self._armed)
+
     def clear(self) -> None:
         """Disarm all faults and cut hanging requests."""
         self._armed.clear()

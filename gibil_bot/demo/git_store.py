@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ Files = Mapping[str, str | bytes | None]
 """Path → content; None deletes the file."""
 
 _COMMAND_TIMEOUT_S = 60.0
+_NOTHING = "0" * 40
+"""In place of an object's hash: none."""
 _HASH = re.compile(r"[0-9a-f]{40}")
 _BRANCH = re.compile(r"refs/heads/\w[\w-]*(/\w[\w-]*)*", re.ASCII)
 """Most branch names; git itself checks the others."""
@@ -68,13 +71,15 @@ class GitStore:
     def path(self, full_name: str) -> Path:
         return self.root / f"{full_name}.git"
 
-    async def git(self, *arguments: str, repository: str | None = None, stdin: bytes = b"") -> bytes:
-        """Run git and return its output. Raises GitFailed with git's last lines."""
+    async def git(
+        self, *arguments: str, repository: str | None = None, stdin: bytes = b"", extra: Mapping[str, str] | None = None
+    ) -> bytes:
+        """Run git and return its output. `extra`: more environment. Raises GitFailed with git's last lines."""
         process = await git.start(
             *arguments,
             git_dir=self.path(repository) if repository else None,
             folder=self.root,
-            env=git.sealed_environment(self.root),
+            env={**git.sealed_environment(self.root), **(extra or {})},
             stdin=asyncio.subprocess.PIPE,
         )
         try:
@@ -184,6 +189,70 @@ class GitStore:
         if len(words) != 3 or words[1] != "blob":
             return None
         return TreeEntry(path, "blob", "100644", words[0], int(words[2]))
+
+    # --- single objects, as the Git database API creates them
+
+    async def kinds(self, full_name: str, shas: Sequence[str]) -> list[str | None]:
+        """Return the kind of each object: blob, tree, commit or tag; None for a missing one."""
+        if not shas:
+            return []
+        asked = "".join(f"{sha}\n" for sha in shas).encode()
+        answer = await self.git("cat-file", "--batch-check=%(objecttype)", repository=full_name, stdin=asked)
+        return [None if line.endswith("missing") else line for line in answer.decode().splitlines()]
+
+    async def write_blob(self, full_name: str, content: bytes) -> str:
+        return (await self.git("hash-object", "-w", "--stdin", repository=full_name, stdin=content)).decode().strip()
+
+    async def write_tree(self, full_name: str, base: str | None, entries: Sequence[tuple[str, str, str | None]]) -> str:
+        """Create a tree from a base tree and (path, mode, hash); a hash of None deletes the path. Raises GitFailed."""
+        with tempfile.TemporaryDirectory(prefix="index-", dir=self.root) as folder:
+            index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
+            await self.git("read-tree", *([base] if base else ["--empty"]), repository=full_name, extra=index)
+            folders = [entry for entry in entries if entry[1] == "040000"]
+            # A folder replaces the one of that name.
+            names = [path for path, _, _ in folders]
+            removed = await self.git("ls-files", "-z", "--", *names, repository=full_name, extra=index) if names else b""
+            lines = [f"0 {_NOTHING}\t{path}\0" for path in removed.decode(errors="surrogateescape").split("\0") if path]
+            lines += [f"{mode if sha else '0'} {sha or _NOTHING}\t{path}\0" for path, mode, sha in entries if mode != "040000"]
+            info = "".join(lines).encode(errors="surrogateescape")
+            await self.git("update-index", "-z", "--index-info", repository=full_name, stdin=info, extra=index)
+            for path, _, sha in folders:
+                if sha is not None:
+                    await self.git("read-tree", "-i", f"--prefix={path}/", sha, repository=full_name, extra=index)
+            return (await self.git("write-tree", repository=full_name, extra=index)).decode().strip()
+
+    async def write_commit(
+        self, full_name: str, *, tree: str, parents: Sequence[str], message: str, author: str, committer: str
+    ) -> str:
+        """Create a commit. `author` and `committer` are names with an address, perhaps with a date."""
+        headers = [f"tree {tree}", *(f"parent {parent}" for parent in parents), f"author {author}", f"committer {committer}"]
+        content = "\n".join(headers) + f"\n\n{message}"
+        written = await self.git("hash-object", "-t", "commit", "-w", "--stdin", repository=full_name, stdin=content.encode())
+        return written.decode().strip()
+
+    async def commit_text(self, full_name: str, sha: str) -> str:
+        """Return a commit object: headers, an empty line, the message."""
+        return (await self.git("cat-file", "commit", sha, repository=full_name)).decode(errors="replace")
+
+    async def changed_paths(self, full_name: str, before: str, after: str) -> list[str]:
+        listing = await self.git("diff-tree", "-r", "-z", "--no-renames", "--name-only", before, after, repository=full_name)
+        return [path for path in listing.decode(errors="surrogateescape").split("\0") if path]
+
+    async def diff(self, full_name: str, base: str, head: str) -> bytes:
+        """Return the changes since the merge base."""
+        return await self.git("diff", "--no-ext-diff", "--no-textconv", f"{base}...{head}", repository=full_name)
+
+    async def count(self, full_name: str, include: str, exclude: str) -> int:
+        """Return how many commits the first has and the second hasn't."""
+        return int(await self.git("rev-list", "--count", include, f"^{exclude}", repository=full_name))
+
+    async def move_ref(self, full_name: str, ref: str, sha: str, before: str | None) -> bool:
+        """Point the ref at the commit if it is still at `before` (None: it doesn't exist); return whether it was."""
+        try:
+            await self.git("update-ref", ref, sha, before or _NOTHING, repository=full_name)
+        except GitFailed:
+            return False
+        return True
 
     async def _ls_tree(self, full_name: str, sha: str, path: str | None, *, recursive: bool = False) -> list[TreeEntry]:
         """List a tree. `sha` is a hash, so the result never changes and is cached."""

@@ -14,11 +14,12 @@ import functools
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from gibil_bot.demo import actions, lfs_http, payloads, tokens
+from gibil_bot.demo import actions, api_git_data, lfs_http, payloads, tokens
 from gibil_bot.demo.actions import Hub
 from gibil_bot.demo.application import application
 from gibil_bot.demo.faults import Faults
@@ -187,6 +188,35 @@ class GitHubDouble(Queries):
         self.state.touch()
         return repository
 
+    def protect_branch(
+        self, full_name: str, branch: str, message: str = "Changes must be made through a pull request."
+    ) -> None:
+        """Protect a branch against direct changes; GitHub answers attempts with that message."""
+        self.state.repository(full_name).protected[branch] = message
+        self.state.touch()
+
+    def allow_apps_to_edit_forks(self, *, allowed: bool = True) -> None:
+        """Let the App write to forks whose pull requests let maintainers edit. GitHub's pages don't say whether it may."""
+        self.state.apps_edit_forks = allowed
+
+    def set_maintainer_edits(self, full_name: str, number: int, *, allowed: bool) -> None:
+        """Tick or clear "Allow edits by maintainers" of a pull request from a fork."""
+        self.pull_request(full_name, number).maintainer_can_modify = allowed
+        self.state.touch()
+
+    def grant(self, full_name: str, permissions: Mapping[str, str]) -> None:
+        """Set what the owner of that repository has accepted for the App. Tokens that exist keep their permissions."""
+        installation = self.installation(full_name)
+        installation.permissions.clear()
+        installation.permissions.update(permissions)
+        self.state.touch()
+
+    def install(self, full_name: str) -> None:
+        """Install the App on the owner of an existing repository, such as a fork."""
+        repository = self.state.repository(full_name)
+        repository.installation_id = actions.install(self._hub, repository.owner).id
+        self.state.touch()
+
     def set_permission(self, full_name: str, login: str, role: str) -> None:
         """`role`: admin, maintain, write, triage, read or none."""
         if role not in ROLES:
@@ -240,6 +270,13 @@ class GitHubDouble(Queries):
             repository, branch, who = pull.head_repository, pull.head_ref, pull.author
         pusher = self.state.add_user(author) if author else who
         return await actions.push(self._hub, repository, branch, files, pusher, message=message, force=force)
+
+    async def commit(self, full_name: str, sha: str) -> dict[str, Any]:
+        """Return a commit as the Git database's API shows it."""
+        return await api_git_data.commit(self._hub, self.state.repository(full_name), sha)
+
+    async def changed_files(self, full_name: str, before: str, after: str) -> list[str]:
+        return await self._hub.git.changed_paths(full_name, before, after)
 
     async def reset_branch(self, full_name: str, number: int, sha: str, sender: str) -> None:
         """Force-push an existing commit to the branch of a pull request."""
@@ -324,6 +361,13 @@ class GitHubDouble(Queries):
             raise KeyError(check_run_id)
         actions.rerequest_check_run(self._hub, *found, self.state.add_user(sender))
 
+    def press_button(self, check_run_id: int, identifier: str, sender: str) -> None:
+        """Press a button of a check run. Raises KeyError if it has no such button."""
+        found = self.state.find_check_run(check_run_id)
+        if found is None:
+            raise KeyError(check_run_id)
+        actions.press_button(self._hub, *found, identifier, self.state.add_user(sender))
+
     def rerequest_suite(self, full_name: str, sha: str, sender: str) -> None:
         """Press Re-run all checks."""
         repository = self.state.repository(full_name)
@@ -359,6 +403,11 @@ class GitHubDouble(Queries):
     ) -> None:
         """Let the next matching requests fail; `kind` is a `faults.FaultKind`. Faults take effect in the order of arming."""
         self._faults.arm(method, path_regex, kind, times=times, status=status, seconds=seconds)
+
+    @property
+    def faults_left(self) -> int:
+        """How often armed faults will still take effect; a fault counts from its beginning, even while it hangs."""
+        return self._faults.left
 
     def clear_faults(self) -> None:
         self._faults.clear()

@@ -93,6 +93,8 @@ class Front:
 
     async def _handle(self, exchange: _Exchange) -> None:
         fault = exchange.fault
+        if fault is not None:
+            self._state.touch()
         if fault is not None and fault.kind not in AFTER_EFFECT and fault.kind is not FaultKind.SLOW_BODY:
             await self._fail(exchange, fault)
             return
@@ -106,6 +108,7 @@ class Front:
             await self._inner(exchange.scope, exchange.receive, _send_slowly(exchange, fault.seconds))
         else:
             await self._inner(exchange.scope, exchange.receive, exchange.discard)
+            self._state.touch()
             await self._fail(exchange, fault)
 
     def _refusal(self, exchange: _Exchange) -> Refusal | None:

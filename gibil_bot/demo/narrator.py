@@ -7,6 +7,7 @@ moment and printed in the order of their time.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,6 +20,10 @@ from gibil_bot.humanize import precise_duration
 
 REACTIONS = {"eyes": "👀", "rocket": "🚀", "confused": "😕", "+1": "👍", "-1": "👎"}
 INDENT = " " * 11
+LAST_LINES = 8
+"""Of the output of a failed task, if only one task's output is shown as a whole."""
+MOST_COMMENT_LINES = 20
+"""Of a comment, in the same case."""
 HOLD = timedelta(seconds=0.25)
 """How long an entry waits for older ones that haven't been read yet."""
 
@@ -60,12 +65,18 @@ class Narrator:
     number: int
     logs: Path
     started: datetime
+    live: str = ""
+    """The only task whose output is shown as a whole. Of others, only the end of what failed is shown. Empty: all are shown."""
+    asked: datetime | None = None
+    """When the newest comment was written, if it isn't the first one."""
     timings: list[Timing] = field(default_factory=list)
     _checks: dict[int, _Check] = field(default_factory=dict)
     _deliveries: int = 0
     _reactions: set[int] = field(default_factory=set)
     _comments: dict[int, int] = field(default_factory=dict)
     """Comment → number of its edits that were printed."""
+    _is_check: bool = False
+    """The newest output is that of a task that decides whether an agent is done."""
     _held: list[Entry] = field(default_factory=list)
     _shown_s: float = 0.0
     """Time of the last entry."""
@@ -76,7 +87,8 @@ class Narrator:
             check = self._checks.setdefault(run.id, _Check(run, RunStory(self.logs / run.external_id, self.github.state.ahead)))
             entries += self._check(check)
             entries += [entry for step in check.story.steps() if (entry := self._step(step)) is not None]
-            if (lines := tuple(check.story.output())) and check.story.last_at is not None:
+            is_live = self.live in ("", check.story.running_name)
+            if is_live and (lines := self._shown(check.story.output())) and check.story.last_at is not None:
                 entries.append(Entry(check.story.last_at, before=lines))  # output of the task that started then
         self._held = sorted([*self._held, *entries], key=lambda entry: entry.at)
         self._print_until(self.github.state.now() - HOLD)
@@ -135,7 +147,7 @@ class Narrator:
 
     def _delivered(self, delivery: HookDelivery) -> list[Entry]:
         if b'"type": "Bot"' in delivery.body.partition(b'"sender"')[2]:
-            return []  # GitHub also notifies the App of its own comments
+            return []  # GitHub also notifies the App of comments that the App wrote
         took = precise_duration(delivery.duration_s)
         answered_at = delivery.delivered_at + timedelta(seconds=delivery.duration_s)
         if not delivery.succeeded:
@@ -186,7 +198,8 @@ class Narrator:
             text = f"check run {name}: {self.terminal.style(run.conclusion or '', colour)}{suffix}"
             return [Entry(run.changed_at, self._good(text) if success else self._pending(text) if passes else self._bad(text))]
         if first:
-            self._time("check run opened", (run.created_at - self.started).total_seconds(), "after the comment")
+            asked = self.asked or self.started
+            self._time("check run opened", (run.created_at - asked).total_seconds(), "after the comment")
         return [Entry(run.created_at if first else run.changed_at, self._pending(f"check run {name}: {state}{suffix}"))]
 
     def _step(self, step: Step) -> Entry | None:
@@ -204,16 +217,34 @@ class Narrator:
                 self._time("code cloned", step.seconds or 0.0, "refs/pull/N/head at one exact commit")
                 return Entry(step.at, self._good(f"code cloned in {took}"))
             case "task_started":
+                self._is_check = False
                 return Entry(step.at, self._pending(f"task {self.terminal.style(step.name, 'bold')}"))
             case "task_finished":
                 self._time(f"task: {step.name}", step.seconds or 0.0, step.status)
                 text = f"task {self.terminal.style(step.name, 'bold')}: {step.status} in {took}"
                 mark = {"success": self._good, "skipped": self._pending}.get(step.status, self._bad)
-                return Entry(step.at, mark(text), before=step.output)
+                output = self._shown(step.output)
+                if self.live not in ("", step.name):
+                    output = output[-LAST_LINES:] if mark == self._bad else ()
+                return Entry(step.at, mark(text), before=output)
+            case "committed":
+                self._time("changes committed", step.seconds or 0.0, "fetched from the machine, checked, created over the API")
+                return Entry(step.at, self._good(f"changes fetched from the machine, checked and committed in {took}"))
             case "burned":
                 self._time("machine destroyed", step.seconds or 0.0)
                 return Entry(step.at, self._good(f"machine destroyed in {took}"))
         return None
+
+    def _shown(self, output: Iterable[str]) -> tuple[str, ...]:
+        """Leave out the output of tasks that decide whether an agent is done, if only its own is shown as a whole."""
+        shown = []
+        for line in output:
+            if line.startswith("gibil: "):
+                self._is_check = bool(self.live) and ", after round " in line
+            elif self._is_check:
+                continue
+            shown.append(line)
+        return tuple(shown)
 
     # --- output -------------------------------------------------------------------------------------------
 
@@ -225,7 +256,7 @@ class Narrator:
         self.terminal.print_line(f"{self.terminal.style(f'{seconds:8.3f} s', 'dim')} {entry.text}")
         if entry.markdown:
             bar = self.terminal.style("│", "blue")
-            self.terminal.markdown(entry.markdown, f"{INDENT}{bar} ")
+            self.terminal.markdown(entry.markdown, f"{INDENT}{bar} ", MOST_COMMENT_LINES if self.live else None)
 
     def _print(self, output: list[str]) -> None:
         for line in output:

@@ -241,6 +241,14 @@ def comment(state: State, home: Repository, it: Comment) -> Json:
             "pull_request_url": f"{api}/pulls/{it.number}",
             "html_url": f"{page}#discussion_r{it.id}",
         }
+        if it.lines is not None:
+            body |= {
+                "pull_request_review_id": it.lines.review,
+                "line": it.lines.line,
+                "side": it.lines.side,
+                "start_line": it.lines.start_line,
+                "start_side": it.lines.start_side,
+            }
     else:
         body |= {
             "issue_url": f"{api}/issues/{it.number}",

@@ -1,6 +1,7 @@
 """The small project of the demonstration: its repository, and the changes of its pull request.
 
 `project/base` is the repository, `project/change` the pull request's changes, `project/failing` the same with a mistake.
+Untidy changes are indented with tabs, which the repository's workflow `format` replaces.
 """
 
 from __future__ import annotations
@@ -17,9 +18,13 @@ def base_files() -> dict[str, bytes]:
     return _files(FOLDER / "base")
 
 
-def changed_files(*, failing: bool) -> dict[str, bytes]:
+def changed_files(*, failing: bool = False, untidy: bool = False) -> dict[str, bytes]:
     files = _files(FOLDER / "change")
-    return files | _files(FOLDER / "failing") if failing else files
+    if failing:
+        files |= _files(FOLDER / "failing")
+    if untidy:
+        files |= {path: content.replace(b"    ", b"\t") for path, content in files.items() if path.endswith(".py")}
+    return files
 
 
 def _files(folder: Path) -> dict[str, bytes]:

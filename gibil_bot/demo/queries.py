@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from gibil_bot.demo.records import CheckRun, Comment, HookDelivery, PullRequest, Reaction, Repository, RequestRecord
+from gibil_bot.demo.records import CheckRun, Comment, HookDelivery, PullRequest, Reaction, Repository, RequestRecord, Review
 from gibil_bot.demo.state import State
 
 T = TypeVar("T")
@@ -34,6 +34,9 @@ class Queries:
     def comments(self, full_name: str, number: int) -> list[Comment]:
         """Return comments of the conversation and of the diff, oldest first."""
         return [each for each in self.state.repository(full_name).comments.values() if each.number == number]
+
+    def reviews(self, full_name: str, number: int) -> list[Review]:
+        return [each for each in self.state.repository(full_name).reviews.values() if each.number == number]
 
     def reactions(self, comment_id: int) -> list[Reaction]:
         return list(self.find_comment(comment_id)[1].reactions)

@@ -24,7 +24,7 @@ ROLES: Mapping[str, str] = {
 
 DEFAULT_PERMISSIONS: Mapping[str, str] = {
     "metadata": "read",
-    "contents": "read",
+    "contents": "write",
     "checks": "write",
     "issues": "write",
     "pull_requests": "write",
@@ -67,12 +67,17 @@ class Repository:
     issues: dict[int, Issue] = field(default_factory=dict)
     """Issues and pull requests share their numbers."""
     comments: dict[int, Comment] = field(default_factory=dict)
+    reviews: dict[int, Review] = field(default_factory=dict)
     check_suites: dict[int, CheckSuite] = field(default_factory=dict)
     check_runs: dict[int, CheckRun] = field(default_factory=dict)
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     pushed_at: datetime | None = None
     activity: list[Activity] = field(default_factory=list)
     """Pushes to branches, oldest first."""
+    signed: set[str] = field(default_factory=set)
+    """Commits that GitHub signed."""
+    protected: dict[str, str] = field(default_factory=dict)
+    """Branch → why only a pull request may change it, in GitHub's words."""
 
     @property
     def full_name(self) -> str:
@@ -114,6 +119,15 @@ class Review:
     state: str
     commit_sha: str
     submitted_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReviewLines:
+    review: int
+    line: int
+    side: str
+    start_line: int | None = None
+    start_side: str | None = None
 
 
 @dataclass(slots=True)
@@ -160,6 +174,8 @@ class Comment:
     updated_at: datetime
     path: str | None = None
     """The file of a review comment; None for a comment in the conversation."""
+    lines: ReviewLines | None = None
+    """The lines of a review comment that belongs to a review."""
     by_app: bool = False
     edits: int = 0
     reactions: list[Reaction] = field(default_factory=list)

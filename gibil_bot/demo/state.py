@@ -50,6 +50,8 @@ class State:
         self.deliveries: list[HookDelivery] = []
         self.requests: list[RequestRecord] = []
         self.rate_limit = 5000
+        self.apps_edit_forks = False
+        """Whether maintainers' permission to edit a fork's branch is an App's, too. No page of GitHub says so."""
         self.rate_used: dict[str, int] = {}
         self.rate_reset: dict[str, datetime] = {}
         self._ids = itertools.count(1_200_000_001)

@@ -55,7 +55,9 @@ class RunStory:
     logs: dict[int, Tail] = field(default_factory=dict)
     machine_attempt: int = 1
     running: int | None = None
-    """Index of the task that is running."""
+    """Index of the task that is running, or else of none."""
+    running_name: str = ""
+    """Name of the task that started last."""
     last_at: datetime | None = None
 
     def __post_init__(self) -> None:
@@ -78,7 +80,7 @@ class RunStory:
             self.machine_attempt = int(attempt) if attempt.isdigit() else 1
             self.logs.clear()
         elif phase == "task_started":
-            self.running = number
+            self.running, self.running_name = number, str(event.get("name", ""))
         elif phase == "task_finished":
             output = tuple(self._log(number).lines(last=True))
             self.running = None

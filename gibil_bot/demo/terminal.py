@@ -49,8 +49,12 @@ class Terminal:
             line = f"{indent}{pad(label, first)}  {' ' * (second - width(value))}{value}  {self.style(remark, 'dim')}"
             self.print_line(line.rstrip())
 
-    def markdown(self, text: str, indent: str) -> None:
-        for line in readable(text):
+    def markdown(self, text: str, indent: str, most: int | None = None) -> None:
+        """Print at most this many lines of a text."""
+        lines = readable(text)
+        if most is not None and len(lines) > most:
+            lines = [*lines[:most], f"… {len(lines) - most} further lines …"]
+        for line in lines:
             self.print_line(f"{indent}{line}".rstrip())
 
 
