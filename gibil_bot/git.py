@@ -31,6 +31,7 @@ from typing import TypedDict
 from typing_extensions import Unpack
 
 from gibil_bot.errors import GibilError
+from gibil_bot.operator_secrets import without_secrets
 
 TIMEOUT_S = 900.0
 MOST_BYTES = 8 * 1024 * 1024
@@ -111,10 +112,14 @@ class Limits:
     address_bytes: int = 2 * 1024**3
     """All of its address space, mapped files included (RLIMIT_AS)."""
     cpu_s: int = 120
+    file_bytes: int = 1024**3
+    """Size of each file that it writes (RLIMIT_FSIZE)."""
 
 
 FOREIGN = Limits()
 """For objects that come from a machine: a few kilobytes can describe gigabytes."""
+ALL_FILES = Limits(memory_bytes=1024**3, address_bytes=4 * 1024**3, cpu_s=300, file_bytes=4 * 1024**3)
+"""For all files of a commit, which may be anyone's: higher, because a large project has a million files."""
 _FOREIGN_SETTINGS = (
     "core.bigFileThreshold=1m", "core.deltaBaseCacheLimit=16m", "pack.windowMemory=16m", "pack.deltaCacheSize=16m",
     "pack.threads=1", "index.threads=1", "fetch.unpackLimit=1", "transfer.unpackLimit=1", "core.packedGitWindowSize=16m",
@@ -123,8 +128,11 @@ _FOREIGN_SETTINGS = (
 
 
 def environment(extra: Mapping[str, str | None] | None = None) -> dict[str, str]:
-    """Return the caller's environment without variables that redirect git, and with `extra` (None removes a variable)."""
-    passed_on = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or _PASSED_ON.fullmatch(name)}
+    """Return the caller's environment without variables that redirect git, without the operator's secrets, which git's helpers
+    would inherit, and with `extra` (None removes a variable).
+    """
+    inherited = without_secrets(os.environ)
+    passed_on = {name: value for name, value in inherited.items() if not name.startswith("GIT_") or _PASSED_ON.fullmatch(name)}
     # git rejects an empty identity
     passed_on = {name: value for name, value in passed_on.items() if value or not _IDENTITY.fullmatch(name)}
     # A trace to a file is the user's choice; a trace on stderr would be read as git's error.
@@ -188,6 +196,7 @@ async def start(
         # Some systems know only some of these; each process that git starts inherits them.
         script = (
             f"ulimit -d {limits.memory_bytes // 1024} 2>/dev/null; ulimit -v {limits.address_bytes // 1024} 2>/dev/null; "
+            f"ulimit -f {limits.file_bytes // 512} 2>/dev/null; "
             f'ulimit -t {limits.cpu_s} 2>/dev/null; ulimit -c 0 2>/dev/null; exec "$@"'
         )
         words = ["/bin/sh", "-c", script, "sh", *words]
@@ -209,18 +218,30 @@ async def end(process: asyncio.subprocess.Process) -> None:
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        await asyncio.shield(process.wait())
+        await asyncio.shield(ended(process))
+
+
+async def ended(process: asyncio.subprocess.Process) -> None:
+    """Wait for a killed process. asyncio does that until its pipes have ended, which it doesn't see while a full one isn't
+    read.
+    """
+    for pipe in (process.stdout, process.stderr):
+        with contextlib.suppress(TimeoutError, RuntimeError):  # RuntimeError: another task reads it
+            async with asyncio.timeout(_PIPE_LINGERS_S):
+                while pipe is not None and await pipe.read(256 * 1024):
+                    pass
+    await process.wait()
 
 
 class GitOptions(TypedDict, total=False):
-    """Options of a git call. `extra`: additions to its environment; None removes a variable."""
+    """Options of a git call. `extra`: additions to its environment; None removes a variable. `stdin`: bytes or a descriptor."""
 
     git_dir: Path
     folder: Path
     extra: Mapping[str, str | None]
     settings: Sequence[str]
     limits: Limits
-    stdin: bytes
+    stdin: bytes | int
     within_s: float
 
 
@@ -269,13 +290,15 @@ async def stream(*arguments: str, **options: Unpack[GitOptions]) -> AsyncGenerat
             env=environment(options.get("extra")),
             settings=options.get("settings", ()),
             limits=limits,
-            stdin=asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL,
+            stdin=stdin if isinstance(stdin, int) else asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL,
             stderr=stderr.writing,
         )
     finally:
         await stderr.begin()
     assert process.stdout is not None
-    writing = asyncio.create_task(_write(process.stdin, stdin)) if process.stdin is not None else None
+    writing: asyncio.Task[None] | None = None
+    if process.stdin is not None and isinstance(stdin, bytes):
+        writing = asyncio.create_task(_write(process.stdin, stdin))
     latest = asyncio.get_running_loop().time() + within_s
     try:
         while True:
@@ -322,34 +345,42 @@ def reason_in(stderr: str) -> str:
 class _Tail:
     """A pipe for stderr that stores the first and last bytes.
 
-    It isn't an asyncio pipe, because `wait` waits for those, and a background process of git may keep them open.
+    asyncio's subprocess pipes aren't used, because `wait` waits for those, and a background process of git may keep them open.
+    Its pipe transports aren't, either: that of uvloop closes the descriptor twice, and by then it may be a file of a thread
+    (https://github.com/MagicStack/uvloop/blob/master/uvloop/handles/handle.pyx, UVSocketHandle._close).
     """
 
     def __init__(self) -> None:
         self._stored = bytearray()
+        self._ended = asyncio.Event()
         self._reading, self.writing = os.pipe()
 
     async def begin(self) -> None:
         """Start reading. Call it after starting the process, even if that failed."""
         os.close(self.writing)
-        reader = asyncio.StreamReader()
-        self._transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(self._reading, "rb", 0)
-        )
-        self._task = asyncio.create_task(self._read(reader))
+        os.set_blocking(self._reading, False)
+        asyncio.get_running_loop().add_reader(self._reading, self._read)
 
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        while data := await reader.read(16 * 1024):
-            self._stored += data
-            if len(self._stored) > _MOST_ERROR_BYTES:
-                del self._stored[_MOST_ERROR_BYTES // 4 : len(self._stored) - _MOST_ERROR_BYTES // 2]
+    def _read(self) -> None:
+        try:
+            data = os.read(self._reading, 16 * 1024)
+        except (BlockingIOError, InterruptedError):
+            return
+        if not data:
+            asyncio.get_running_loop().remove_reader(self._reading)
+            self._ended.set()
+        self._stored += data
+        if len(self._stored) > _MOST_ERROR_BYTES:
+            del self._stored[_MOST_ERROR_BYTES // 4 : len(self._stored) - _MOST_ERROR_BYTES // 2]
 
     async def close(self) -> str:
-        """Return what was stored. Call it once git has ended."""
-        await asyncio.wait({self._task}, timeout=_PIPE_LINGERS_S)
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-        self._transport.close()
+        """Return what was stored. Call it once, when git has ended."""
+        try:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), _PIPE_LINGERS_S)
+        finally:
+            asyncio.get_running_loop().remove_reader(self._reading)
+            os.close(self._reading)
         return self._stored.decode("utf-8", "replace").strip()
 
 
@@ -372,6 +403,13 @@ def _check(
         if process.returncode == -signal.SIGXCPU or f"died of signal {int(signal.SIGXCPU)}" in stderr:
             time = f"{limits.cpu_s} s of processor time"
             raise TooExpensive(f"{failed}: reading the objects needs more than {time}", stderr=stderr)
+        elif (
+            process.returncode == -signal.SIGXFSZ
+            or f"died of signal {int(signal.SIGXFSZ)}" in stderr
+            or "File too large" in stderr
+        ):
+            size = f"{limits.file_bytes // 1024**2} MiB"
+            raise TooExpensive(f"{failed}: it would write more than {size}", stderr=stderr)
         elif "ut of memory" in stderr or "mmap failed" in stderr or "Cannot allocate memory" in stderr:
             size = f"{limits.memory_bytes // 1024**2} MiB"
             raise TooExpensive(f"{failed}: reading the objects needs more than {size} of memory", stderr=stderr)

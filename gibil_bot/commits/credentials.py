@@ -18,6 +18,7 @@ from gibil_bot.config import Secret
 from gibil_bot.errors import GitHubError
 from gibil_bot.git import GitError
 from gibil_bot.lfs.pointers import basic_authorization
+from gibil_bot.operator_secrets import without_secrets
 
 _ASK_S = 60.0
 """Credential helpers may open a browser or a key ring."""
@@ -67,7 +68,7 @@ async def find_credential(github_url: str, repository: str) -> Credential:
 
 
 async def for_git(url: str, github_url: str) -> Mapping[str, str]:
-    """Return the environment for a git that connects to `url`; empty if git has credentials of its own or needs none.
+    """Return the environment for a git that connects to `url`; empty if git has other credentials or needs none.
 
     Otherwise it sets a credential helper for GitHub's host only, and no other helper: another one would store the token.
     """
@@ -142,7 +143,7 @@ async def _output(*command: str, environment: Mapping[str, str]) -> str | None:
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-        env={**os.environ, **environment},
+        env={**without_secrets(os.environ), **environment},
     )  # fmt: skip
     try:
         async with asyncio.timeout(_ASK_S):

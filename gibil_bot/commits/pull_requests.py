@@ -13,7 +13,7 @@ from gibil_bot.commits import from_machine
 from gibil_bot.commits.credentials import find_credential, web_address
 from gibil_bot.commits.from_machine import Commits
 from gibil_bot.commits.remotes import check_branch
-from gibil_bot.config import Secret
+from gibil_bot.config import Secret, Settings
 from gibil_bot.errors import GitHubError, UsageError
 from gibil_bot.github.api.user_pull_requests import (
     LONGEST_BODY,
@@ -68,7 +68,7 @@ class PullRequestOpened:
 
 
 async def open_pull_request(
-    machine: Machine, shell: Shell, options: PullRequestOptions, github_url: str, connect: ConnectGitHub
+    machine: Machine, shell: Shell, options: PullRequestOptions, settings: Settings, connect: ConnectGitHub
 ) -> PullRequestOpened:
     """Push the commits and open a pull request, or find the open one from that branch to that base.
 
@@ -79,8 +79,8 @@ async def open_pull_request(
     label = machine.labels.get("repo")
     if not label:
         raise UsageError(f"{machine.name} was created without a repository, so no pull request can be opened")
-    repository = github_repository(label, github_url)
-    credential = await find_credential(github_url, repository)
+    repository = github_repository(label, settings.github_url)
+    credential = await find_credential(settings.github_url, repository)
     github = connect(credential.token, credential.source)
     try:
         pushed = await github.repository(repository)
@@ -88,12 +88,12 @@ async def open_pull_request(
             raise GitHubError(f"{pushed.full_name} is archived: nothing can be pushed to it")
         into = await _into(github, options, pushed)
         async with from_machine.fetch(
-            machine, shell, options.branch, with_workflows=options.with_workflows, github_url=github_url
+            machine, shell, options.branch, with_workflows=options.with_workflows, settings=settings
         ) as found:
             base = await _base(github, machine, options, found, pushed, into)
             existing = await github.find(into.full_name, pushed.full_name, found.branch, base)
             title = _title(machine, options, found) if existing is None else ""
-            await from_machine.push(found)
+            await from_machine.push(found, shell)
         is_new = False
         if existing is None:
             existing, is_new = await _create(github, pushed, into, options, found, base, title)

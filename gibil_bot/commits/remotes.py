@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from gibil_bot import git
 from gibil_bot.errors import UsageError
-
-_BRANCH = re.compile(r"(?![-+/])[^\x00-\x20\x7f~^:?*\[\\]{1,200}(?<![/.])")
+from gibil_bot.limits import is_branch_name
 
 
 def check_branch(branch: str) -> str:
     """Return the name. Raises UsageError for invalid branch names (git-check-ref-format(1)) and forced refspecs."""
-    if not _BRANCH.fullmatch(branch) or ".." in branch or "@{" in branch or "//" in branch or branch.endswith(".lock"):
+    if not is_branch_name(branch):
         raise UsageError(f"{branch[:80]!r} is not a valid branch name")
     return branch
 

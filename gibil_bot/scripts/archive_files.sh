@@ -21,5 +21,5 @@ own_files() {
         -o -path /etc/gibil -o -path /etc/cloud -o -path /etc/netplan -o -path /etc/network -o -path /etc/hostname \
         -o -path /etc/hosts -o -path /etc/resolv.conf -o -path /etc/fstab -o -path /etc/mtab -o -path /root/project \
         -o -path /root/.gibil/jobs -o -path '/root/.gibil/files/[0-9]*' -o -path '/root/.gibil/source.*' \
-        -o -path /root/.gibil/prepared -o -path /root/.gibil/restored \) -prune -o "$@" -print0
+        -o -path /root/.gibil/outbox.git -o -path /root/.gibil/prepared -o -path /root/.gibil/restored \) -prune -o "$@" -print0
 }

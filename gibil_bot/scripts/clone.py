@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from gibil_bot.errors import UsageError
 from gibil_bot.model import Checkout
+from gibil_bot.scripts.outbox import outbox_function
 from gibil_bot.scripts.templates import script, text
 
 CLONE_GONE = 20
@@ -195,7 +196,7 @@ def modules_script(
 
 def _begin() -> str:
     begin = script("clone_begin", **{name.upper(): _printed(_NOTES[name]) for name in ("submodules", "lfs")})
-    return f"{text('delete_rules')}{begin}"
+    return f"{text('delete_rules')}{outbox_function()}{begin}"
 
 
 def _printed(note: str) -> str:

@@ -131,6 +131,7 @@ finish() {
         || { cat "$log" >&2; fail 24 "cannot delete the files that $sha doesn't have"; }
     test "$(git rev-parse HEAD)" = "$sha" || fail 24 "git checked out another commit than $sha"
     "$after_checkout"
+    create_outbox "$workspace" "$sha" >"$log" 2>&1 || echo "gibil: git push will need credentials: $(tail -n 1 "$log")" >&2
     printf '%s' "$sha" >.git/gibil-commit
     notes
 }

@@ -22,6 +22,9 @@ COLUMNS, ROWS = 160, 50
 """Size of the terminal of tasks with `tty`."""
 LEADER = "GIBIL_LEADER"
 """Variable in the environment of all processes of a user's command: the pid of its first process."""
+ENVIRONMENT = "/run/gibil/env"
+"""Shell code that sets the machine's environment; it doesn't exist if there is none."""
+LOAD_ENVIRONMENT = f"if [ -r {ENVIRONMENT} ]; then . {ENVIRONMENT}; fi"
 _JOB_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -64,6 +67,27 @@ def run_command(tag: str, script: str, *, with_env: bool) -> str:
     return f"export GIBIL_JOB={tag};{script}"
 
 
+def enter_home(command: str) -> str:
+    """Return POSIX sh that loads the machine's environment and runs a user's command in /root."""
+    return f'{LOAD_ENVIRONMENT}; cd /root || exit 1; export {LEADER}=$$; exec "${{BASH:-sh}}" -c {shlex.quote(command)}'
+
+
+def read_plain_command(command: str) -> tuple[str, str] | None:
+    """Return the tag and the user's command if this is `run_command(tag, enter_home(…))`, and None otherwise.
+
+    PID 1 of a local machine does what precedes the user's command itself, without a shell, which takes a millisecond.
+    """
+    tag, _, script = command.removeprefix("export GIBIL_JOB=").partition(";")
+    before = enter_home("x").removesuffix("x")
+    if not (script.startswith(before) and command.startswith("export GIBIL_JOB=") and _JOB_ID.fullmatch(tag)):
+        return None
+    try:
+        words = shlex.split(script[len(before) :])
+    except ValueError:
+        return None
+    return (tag, words[0]) if len(words) == 1 and command == run_command(tag, enter_home(words[0]), with_env=False) else None
+
+
 def with_terminal(words: list[str]) -> list[str]:
     """Return a command that runs the command `words` in a new terminal, copies its output and ends with its exit status.
 
@@ -99,6 +123,11 @@ def list_tagged_command() -> str:
     """Return a command that prints all processes with a tag: pid, tag, LEADER and command line, each ended by NUL."""
     find = script_text("find_processes", PATTERN="'^GIBIL_JO[B]=.'", FILES="/proc/[0-9]*/environ")
     return script_text("stray_list", FIND=find, LEADER=LEADER)
+
+
+def release_port_script(port: int) -> str:
+    """Return a script that ends the server's process of a cut connection which still listens on a forwarded port."""
+    return script_text("forward_release", PORT=str(int(port)))
 
 
 def put_command(path: str, mode: int, tag: str, size: int | None) -> str:

@@ -1,20 +1,20 @@
 # shellcheck shell=bash
 # Runs the first command that can run on the prepared machine. Each is described by
-#   FOLDER FOUND SHOWN COMMAND CHECK PROGRAM…
+#   FOLDER FOUND SHOWN COMMAND CHECK OTHERWISE PROGRAM…
 
 read -r -a args <<<"${GIBIL_INPUT_ARGS:-}" || true
 group='' done='' ran=0 status=0
 
 usable() {
     local folder=$1 found=$2 check=$5 program
-    for program in "${@:6}"; do
+    for program in "${@:7}"; do
         if ! (cd -- "$folder" && command -v -- "$program") >/dev/null 2>&1; then
             say "found $found, but $program isn't on this machine; looking further"
             return 1
         fi
     done
     if test -n "$check" && ! (cd -- "$folder" && bash -c "$check" </dev/null) >/dev/null 2>&1; then
-        say "found $found, but it can't run here ($check fails); looking further"
+        say "found $found, but it can't run here (${6:-$check fails}); looking further"
         return 1
     fi
 }

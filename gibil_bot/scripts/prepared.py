@@ -21,9 +21,9 @@ class Left:
     """What a machine is like after its preparation."""
 
     tree: str
-    """The id of all files of the commit; empty if the machine is busy."""
-    busy: bool
-    """Processes run on it, which would be ended."""
+    """The id of all files of the commit; empty if the machine is of no use."""
+    is_useless: bool
+    """Processes run on it, which would be ended, or the next run's checkout would delete installed files."""
     built: bool
     """Preparing built something from the project's own files, as far as that can be seen."""
 
@@ -34,7 +34,7 @@ def begin_script() -> str:
 
 
 def leave_script(workspace: str = WORKSPACE, *, continues: bool = False) -> str:
-    """Return a script that checks a prepared machine and, unless it is busy, cleans its disk; `parse_left` reads its output.
+    """Return a script that checks a prepared machine and, if it is of use, cleans its disk; `parse_left` reads its output.
 
     `continues`: it is a cloud machine, on which the run continues; nothing is removed.
     """
@@ -58,9 +58,9 @@ def parse_known(output: bytes) -> tuple[str, ...]:
 def parse_left(output: bytes) -> Left | None:
     """Return the result of `leave_script`; None if the machine printed anything else."""
     lines = output[:4096].decode("ascii", "replace").split("\n")
-    if lines == ["busy", ""]:
-        return Left(tree="", busy=True, built=False)
+    if lines in (["busy", ""], ["lost", ""]):
+        return Left(tree="", is_useless=True, built=False)
     match = _TREE.fullmatch(lines[0])
     if match is None or lines[1:] not in ([""], ["built", ""]):
         return None
-    return Left(tree=match[1], busy=False, built="built" in lines)
+    return Left(tree=match[1], is_useless=False, built="built" in lines)

@@ -1,6 +1,6 @@
 # shellcheck shell=sh
 # Before the disk of a prepared machine is stored: prints `tree ID`, the id of all files of the commit; `busy` if processes run that
-# would be ended; and `built` if preparing built something from the project's own files, so that it fits no other commit. Then, if
+# would be ended; `lost` if the next run's checkout would delete installed files; and `built` if preparing built something from the project's own files, so that it fits no other commit. Then, if
 # the machine ends, it removes what only this run needs.
 
 cd @WORKSPACE@ || exit 1
@@ -22,8 +22,16 @@ for _ in 1 2 3 4 5; do
 done
 test -z "$busy" || { echo "busy"; exit 0; }
 
+files() {
+    git -c core.fsmonitor=false -c core.quotePath=true status --porcelain --ignored --untracked-files=normal
+}
+# The checkout of the next run deletes what git neither tracks nor ignores; without a lock file or metadata nothing is missing.
+files | grep '^??' |
+    grep -qvE '^\?\? "?([^"]*/)?(__pycache__|[^/]*\.egg-info|package-lock\.json|yarn\.lock|pnpm-lock\.yaml|uv\.lock)/?"?$' &&
+    { echo lost; exit 0; }
+
 # What a package manager puts into a checkout depends on its manifests alone. Everything else may come from the project's files.
-built=$(git -c core.fsmonitor=false -c core.quotePath=true status --porcelain --ignored --untracked-files=normal |
+built=$(files |
     grep -vE '^(\?\?|!!) "?([^"]*/)?(node_modules|\.venv|venv|__pycache__|[^/]*\.egg-info|\.yarn|\.pnp\.c?js|\.pnpm-store|package-lock\.json|yarn\.lock|pnpm-lock\.yaml|uv\.lock)/?"?$')
 # Python: the project itself, unless it is installed as a link to its folder.
 for url in "$HOME"/.gibil/venv/lib/python3*/site-packages/*.dist-info/direct_url.json \

@@ -19,7 +19,16 @@ LOCAL_TOOL_PATH = "/opt/gibil/bin/gibil-runtime"
 USED_SCRIPT = "tail -n 30 /opt/gibil/.used"
 """Prints the names of the trees that a machine uses: `node-22.1.0`."""
 
-_PARTS = ("gibil_runtime", "runtime_node", "runtime_python", "runtime_debian", "runtime_go", "runtime_java", "runtime_end")
+_PARTS = (
+    "gibil_runtime",
+    "downloads",
+    "runtime_node",
+    "runtime_python",
+    "runtime_debian",
+    "runtime_go",
+    "runtime_java",
+    "runtime_end",
+)
 
 
 def runtime_tool() -> str:

@@ -68,6 +68,11 @@ class TaskFiles:
         return f"{self.folder}/neutral"
 
 
+def working_folder(task: TaskPlan) -> str:
+    """Return the folder of the machine in which a task works."""
+    return f"{WORKSPACE}/{task.working_directory}" if task.working_directory else WORKSPACE
+
+
 def task_files(index: int, folder: str = FILES_FOLDER) -> TaskFiles:
     """Return the files of the task with that index."""
     return TaskFiles(folder=f"{folder}/{index}", temp=folder)
