@@ -10,9 +10,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from gibil_bot.database_url import problem_of
 from gibil_bot.errors import ConfigurationError
+from gibil_bot.limits import MOST_GLOB
+from gibil_bot.model_settings import ModelSettings, read_model_settings
 from gibil_bot.operator_secrets import ScopedSecrets, parse_secrets
 from gibil_bot.operator_secrets import Secret as Secret
+from gibil_bot.quantities import parse_duration as parse_duration
+from gibil_bot.quantities import parse_size as parse_size
 
 GIB = 1024**3
 
@@ -28,7 +33,17 @@ class Setting:
 
 SETTINGS: tuple[Setting, ...] = (
     Setting(name="GIBIL_DATA_DIR", default="~/.gibil", meaning="keys, local machines, the embedded database, logs"),
-    Setting(name="GIBIL_DATABASE_URL", default="sqlite file in the data dir", meaning="`sqlite:///…`"),
+    Setting(
+        name="GIBIL_DATABASE_URL",
+        default="sqlite file in the data dir",
+        meaning="`sqlite:///…`, or `postgresql://user@host/database` for several bots; `gibil db export` moves what is stored",
+    ),
+    Setting(
+        name="GIBIL_KEYRING",
+        default="keyring.key in the data dir",
+        meaning="the file of the key from which those of machines are derived; created if missing; the same for all bots of a "
+        "database",
+    ),
     Setting(
         name="GIBIL_PROVIDER",
         default="hetzner if HCLOUD_TOKEN is set, else local",
@@ -71,10 +86,22 @@ SETTINGS: tuple[Setting, ...] = (
         meaning="Apps such as `dependabot[bot]` whose pushes to branches of the repository itself run without a command; "
         "never with secrets",
     ),
+    Setting(name="GIBIL_COMMIT_FILES", default="100", meaning="how many files the commits of one run may change"),
+    Setting(
+        name="GIBIL_COMMIT_SIZE",
+        default="4m",
+        meaning="how large the new content of one run's commits may be; at most 32m, the largest file that GitHub's API takes",
+    ),
+    Setting(
+        name="GIBIL_PROTECTED_PATHS",
+        default="–",
+        meaning="further globs of files that commits from a machine can't change, as in `docker/**`",
+    ),
     Setting(
         name="GIBIL_EGRESS_ALLOW",
         default="–",
-        meaning="hosts and networks that local machines may reach beyond public addresses, comma-separated",
+        meaning="hosts and networks that local machines may reach beyond public addresses, comma-separated; "
+        "agents reach them, too",
     ),
     Setting(
         name="GIBIL_CA_BUNDLE",
@@ -95,13 +122,33 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(name="GIBIL_HOST", default="127.0.0.1", meaning="the address to listen on"),
     Setting(name="GIBIL_PORT", default="8080", meaning="the port to listen on"),
-    Setting(name="GIBIL_PUBLIC_URL", default="–", meaning="the bot's address for people; used in details links"),
+    Setting(
+        name="GIBIL_PUBLIC_URL",
+        default="–",
+        meaning="the bot's address for people; used in details links, and the Host that requests to `/mcp` name",
+    ),
+    Setting(
+        name="GIBIL_BOT_URL",
+        default="–",
+        meaning="where the bots of other hosts that share the database reach this one, to read the output of its runs",
+    ),
+    Setting(
+        name="GIBIL_HOST_AWAY",
+        default="10m",
+        meaning="how long a host stays away before the runs on its local machines start again on another host; at least 1m",
+    ),
     Setting(
         name="GIBIL_MAX_MACHINES",
         default="10",
-        meaning="concurrent runs, and machines of this data directory for `create`, `try`, MCP and Python",
+        meaning="concurrent runs of all bots with the copies for attempts of agents, and machines of this data directory for "
+        "`create`, `try`, MCP and Python",
     ),
     Setting(name="GIBIL_MAX_TTL", default="24h", meaning="the longest time to live of a machine"),
+    Setting(
+        name="GIBIL_CONNECTION_IDLE",
+        default="10m",
+        meaning="how long a connection stays open after `gibil run`, for the next one; `0`: it is closed at once",
+    ),
     Setting(name="GIBIL_MAX_LOGS", default="10", meaning="GiB of stored task output; the oldest runs' output is deleted first"),
     Setting(name="GIBIL_MAX_RUN_LOGS", default="1", meaning="GiB of stored task output per run"),
     Setting(
@@ -120,6 +167,44 @@ SETTINGS: tuple[Setting, ...] = (
         default="those that cost no more than the sizes",
         meaning="Hetzner's server types that may be used, comma-separated",
     ),
+    Setting(
+        name="GIBIL_MODEL_KEY_ANTHROPIC",
+        default="–",
+        meaning="the key that pays for agents' calls of Anthropic's models; it stays in the bot. Without a key, agents are off",
+    ),
+    Setting(name="GIBIL_MODEL_KEY_OPENAI", default="–", meaning="the same for OpenAI's models"),
+    Setting(name="GIBIL_MODEL_KEY_GEMINI", default="–", meaning="the same for Google's Gemini models"),
+    Setting(
+        name="GIBIL_MODEL_URL_ANTHROPIC",
+        default="https://api.anthropic.com",
+        meaning="the API, without `/v1`; or a gateway with the same API",
+    ),
+    Setting(name="GIBIL_MODEL_URL_OPENAI", default="https://api.openai.com", meaning="the same for OpenAI's API"),
+    Setting(
+        name="GIBIL_MODEL_URL_GEMINI",
+        default="https://generativelanguage.googleapis.com",
+        meaning="the same for Google's API, without `/v1beta`",
+    ),
+    Setting(
+        name="GIBIL_MODEL_PRICES",
+        default="those of genai-prices",
+        meaning="a YAML file of other prices: models or patterns such as `qwen3-*`, each with USD per million tokens "
+        "as `input`, `output`, `cache_read`, `cache_write_5m`, `cache_write_1h`, and `above: {tokens: 200000, …}`",
+    ),
+    Setting(
+        name="GIBIL_BUDGET_TASK",
+        default="2",
+        meaning="USD that one agent task may spend; a workflow's `budget:` can only be smaller. `none`: no limit, also below",
+    ),
+    Setting(name="GIBIL_BUDGET_RUN", default="5", meaning="USD that the agents of one run may spend"),
+    Setting(name="GIBIL_BUDGET_PERSON", default="20", meaning="USD that one person's commands may spend per day (UTC)"),
+    Setting(name="GIBIL_BUDGET_DAY", default="50", meaning="USD that agents may spend in one repository per day (UTC)"),
+    Setting(
+        name="GIBIL_BUDGET_TOKENS", default="20m", meaning="tokens that the agents of one run may use, cached ones included"
+    ),
+    Setting(name="GIBIL_BUDGET_TIME", default="8h", meaning="machine time of agents in one repository per day (UTC)"),
+    Setting(name="GIBIL_ENGINES", default="the shipped ones", meaning="the operator's folder of further engines for agents"),
+    Setting(name="GIBIL_ENGINE", default="the first whose key is set", meaning="the engine of agent tasks that name none"),
 )
 
 MIRRORS = (
@@ -151,28 +236,6 @@ _CA_BUNDLE_BYTES = 256 * 1024
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----\s[A-Za-z0-9+/=\s]+?-----END CERTIFICATE-----")
 _URL = re.compile(r"[A-Za-z0-9+.-]+://[A-Za-z0-9\[\]._~:/?#@!$&()*+;=%-]+")
 _APP = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\[bot\]")
-_DURATION = re.compile(r"(\d+)\s*(s|m|h|d|w|mo|y)?", re.ASCII)
-_SIZE = re.compile(r"(\d{1,9})\s*([mMgG])?[bB]?", re.ASCII)
-_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800, "mo": 2592000, "y": 31536000}
-
-
-def parse_duration(text: str) -> int:
-    """Parse `90s`, `20m`, `2h`, `7d`, `1w`, `1mo` or `1y` to seconds; a bare number is minutes.
-
-    Raises ValueError with a message for the user.
-    """
-    match = _DURATION.fullmatch(text.strip().lower())
-    if not match:
-        raise ValueError(f"{text!r} is not a duration: write 90s, 20m, 2h, 7d, 1w, 1mo or 1y (a bare number is minutes)")
-    return int(match[1]) * _UNIT_S[match[2] or "m"]
-
-
-def parse_size(text: str) -> int:
-    """Parse `512m` or `2g` to megabytes; a bare number is megabytes. Raises ValueError with a message for the user."""
-    match = _SIZE.fullmatch(text.strip())
-    if not match:
-        raise ValueError(f"{text!r} is not a size: write 512m or 2g (a bare number is megabytes)")
-    return int(match[1]) * (1024 if (match[2] or "m").lower() == "g" else 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +243,10 @@ class Settings:
     """The checked settings."""
 
     data_dir: Path
-    database_url: str
+    database_url: str = field(repr=False)
+    """It may contain a password: `database_url.shown_url` is for messages."""
+    keyring: Path | None = None
+    """None: `keyring.key` in the data directory."""
     provider: str = "local"
     hcloud_token: Secret = field(default=Secret(""))
     hcloud_endpoint: str = "https://api.hetzner.cloud/v1"
@@ -198,6 +264,10 @@ class Settings:
     """Per user and repository."""
     local_untrusted: str = "approve"
     """approve | refuse | allow"""
+    commit_files: int = 100
+    commit_bytes: int = 4 * 1024**2
+    protected_paths: tuple[str, ...] = ()
+    """Globs, in addition to the built-in ones."""
     trusted_apps: frozenset[str] = frozenset()
     """Logins in lower case, each ending in `[bot]`."""
     egress_allow: tuple[str, ...] = ()
@@ -210,8 +280,12 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8080
     public_url: str = ""
+    bot_url: str = ""
+    """Without a slash at its end; empty: other hosts' bots can't reach this one."""
+    host_away_s: int = 600
     max_machines: int = 10
     max_ttl_s: int = 86400
+    connection_idle_s: int = 600
     notes: tuple[str, ...] = ()
     """Warnings about settings that are probably mistakes: `NAME: what, and what to do`."""
     max_logs_bytes: int = 10 * GIB
@@ -221,6 +295,7 @@ class Settings:
     """None: the provider's default."""
     max_pids: int = 4096
     server_types: tuple[str, ...] | None = None
+    models: ModelSettings = field(default_factory=ModelSettings)
 
     @property
     def egress(self) -> tuple[str, ...]:
@@ -257,13 +332,9 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     data_dir = data_dir.absolute()
     env = {**_saved(data_dir, problems), **env}
     database_url = env.get("GIBIL_DATABASE_URL") or f"sqlite:///{data_dir / 'gibil.db'}"
-    if database_url.startswith(("postgresql:", "postgres:")):
-        problems.append(
-            "GIBIL_DATABASE_URL: PostgreSQL is not supported yet; leave it unset for the embedded database, "
-            "or name a file: sqlite:////var/lib/gibil/gibil.db"
-        )
-    elif not database_url.startswith("sqlite:///"):
-        problems.append(f"GIBIL_DATABASE_URL: {database_url!r} is not supported; write sqlite:/// followed by a path")
+    if (problem := problem_of(database_url)) is not None:
+        problems.append(f"GIBIL_DATABASE_URL: {problem}")
+    keyring = env.get("GIBIL_KEYRING", "").strip()
 
     hcloud_token = env.get("HCLOUD_TOKEN", "").strip()
     provider = env.get("GIBIL_PROVIDER", "").strip() or ("hetzner" if hcloud_token else "local")
@@ -318,7 +389,25 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     except ValueError as error:
         problems.append(f"GIBIL_MAX_TTL: {error}")
 
-    def size(name: str, lowest: int) -> int | None:
+    connection_idle_s = 600
+    try:
+        connection_idle_s = parse_duration(env.get("GIBIL_CONNECTION_IDLE") or "10m")
+    except ValueError as error:
+        problems.append(f"GIBIL_CONNECTION_IDLE: {error}")
+
+    host_away_s = 600
+    try:
+        host_away_s = parse_duration(env.get("GIBIL_HOST_AWAY") or "10m")
+        if host_away_s < 60:
+            problems.append(f"GIBIL_HOST_AWAY must be at least one minute, got {env['GIBIL_HOST_AWAY']!r}")
+    except ValueError as error:
+        problems.append(f"GIBIL_HOST_AWAY: {error}")
+    bot_url = env.get("GIBIL_BOT_URL", "").strip().rstrip("/")
+    if bot_url and not _is_base_url(bot_url):
+        shown = "one with a password" if "@" in bot_url else repr(bot_url)
+        problems.append(f"GIBIL_BOT_URL must be an http(s) URL such as http://10.0.0.5:8080, got {shown}")
+
+    def size(name: str, lowest: int, highest: int | None = None) -> int | None:
         text = env.get(name, "").strip()
         if not text:
             return None
@@ -329,11 +418,14 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
             return None
         if size_mb < lowest:
             problems.append(f"{name} must be at least {lowest}m, got {text!r}")
+        if highest is not None and size_mb > highest:
+            problems.append(f"{name} must be at most {highest}m, got {text!r}")
         return size_mb
 
     settings = Settings(
         data_dir=data_dir,
         database_url=database_url,
+        keyring=_path(keyring).absolute() if keyring else None,
         provider=provider,
         hcloud_token=Secret(hcloud_token),
         hcloud_endpoint=hcloud_endpoint,
@@ -348,6 +440,9 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         commands_per_hour=number("GIBIL_COMMANDS_PER_HOUR", 60, 1, 100_000),
         local_untrusted=untrusted,
         trusted_apps=frozenset(app.lower() for app in apps),
+        commit_files=number("GIBIL_COMMIT_FILES", 100, 1, 20_000),
+        commit_bytes=(size("GIBIL_COMMIT_SIZE", 1, 32) or 4) * 1024**2,
+        protected_paths=_protected_paths(env, problems),
         egress_allow=_words(env.get("GIBIL_EGRESS_ALLOW", "")),
         ca_bundle=_ca_bundle(env, problems),
         mirrors=_mirrors(env, problems),
@@ -355,14 +450,18 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         host=env.get("GIBIL_HOST", "").strip() or "127.0.0.1",
         port=number("GIBIL_PORT", 8080, 0, 65535),
         public_url=env.get("GIBIL_PUBLIC_URL", "").strip().rstrip("/"),
+        bot_url=bot_url,
+        host_away_s=host_away_s,
         max_machines=number("GIBIL_MAX_MACHINES", 10, 1, 10000),
         max_ttl_s=max_ttl_s,
+        connection_idle_s=connection_idle_s,
         max_logs_bytes=number("GIBIL_MAX_LOGS", 10, 1, 1_000_000) * GIB,
         max_run_logs_bytes=number("GIBIL_MAX_RUN_LOGS", 1, 1, 1_000_000) * GIB,
         max_memory_mb=size("GIBIL_MAX_MEMORY", 64),
         max_disk_mb=size("GIBIL_MAX_DISK", 64),
         max_pids=number("GIBIL_MAX_PIDS", 4096, 16, 4194304),
         server_types=_words(env.get("GIBIL_SERVER_TYPES", "")) or None,
+        models=read_model_settings(env, problems, notes),
     )
     if problems:
         raise ConfigurationError(tuple(problems))
@@ -514,6 +613,25 @@ def _runtimes(env: Mapping[str, str], problems: list[str]) -> tuple[tuple[str, s
         else:
             runtimes.append((name, version))
     return tuple(runtimes)
+
+
+def _protected_paths(env: Mapping[str, str], problems: list[str]) -> tuple[str, ...]:
+    globs = _words(env.get("GIBIL_PROTECTED_PATHS", ""))
+    for glob in globs:
+        if len(glob) > MOST_GLOB:
+            problems.append(f"GIBIL_PROTECTED_PATHS: {glob[:40]!r}… is longer than {MOST_GLOB} characters")
+        elif glob.startswith("!"):
+            problems.append(f"GIBIL_PROTECTED_PATHS: {glob!r}: a glob can't be negated; list what is protected")
+    return globs
+
+
+def _is_base_url(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        is_plain = url.port != 0 and not (url.username or url.query or url.fragment)
+        return url.scheme in ("http", "https") and bool(url.hostname) and is_plain
+    except ValueError:
+        return False
 
 
 def _words(text: str) -> tuple[str, ...]:

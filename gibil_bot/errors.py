@@ -135,6 +135,26 @@ class NotAskedYet(GitHubError):
     """No request was sent, to stay below GitHub's rate limit; try again after `retry_after_s`. Not a failure."""
 
 
+class NoWriteAccess(GitHubError):
+    """The App may not write to the repository: a missing permission, or a fork on which it isn't installed."""
+
+    code = "NO_WRITE_ACCESS"
+
+
+class RefRejected(GitHubError):
+    """GitHub doesn't let the App create or move a branch, because of a protection rule or because it exists."""
+
+    code = "REF_REJECTED"
+    is_collision = False
+    """Another write had the branch at this moment."""
+
+
+class NotFastForward(RefRejected):
+    """The branch has moved, and moving it to the commit would remove commits from it."""
+
+    code = "NOT_FAST_FORWARD"
+
+
 class ConfigurationError(GibilError):
     """Invalid settings. `problems` has all of them, one line each."""
 
@@ -146,11 +166,36 @@ class ConfigurationError(GibilError):
         self.problems = problems
 
 
+class BudgetExceeded(GibilError):
+    """A call of a model would exceed a budget. The message names the limit, its number and what was spent.
+
+    `limit`: task | run | person | repository, and what it counts, as in `run: USD`.
+    """
+
+    code = "BUDGET"
+    exit_status = 6
+
+    def __init__(self, message: str, *, limit: str) -> None:
+        super().__init__(message)
+        self.limit = limit
+
+
+class UnknownModelPrice(GibilError):
+    """A model has no price, so no budget could hold it."""
+
+    code = "MODEL_PRICE"
+    exit_status = 6
+
+
 class StoreError(GibilError):
     """The database cannot be opened or written."""
 
     code = "STORE"
     exit_status = 6
+
+
+class DatabaseUnreachable(StoreError):
+    """The server of the database can't be reached at present, or doesn't answer."""
 
 
 class ClaimLost(GibilError):
@@ -163,3 +208,9 @@ class InvalidDelivery(GibilError):
     """A delivery whose payload isn't as GitHub documents it for its event."""
 
     code = "DELIVERY_INVALID"
+
+
+class HostUnavailable(GibilError):
+    """Another host that shares the database has the wanted file, but can't be asked for it."""
+
+    code = "HOST_UNAVAILABLE"

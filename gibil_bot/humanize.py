@@ -47,6 +47,25 @@ def visible(text: str) -> str:
     return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
+def without_hidden(text: str) -> str:
+    """Return text without the characters that no reader sees and programs read: control and format characters, private use,
+    and the selectors and tags that can encode other text. Newlines and tabs stay, and joiners within words and emoji.
+    """
+    return "".join(
+        sign
+        for index, sign in enumerate(text)
+        if (sign.isprintable() and not "\U000e0100" <= sign <= "\U000e01ef")
+        or sign in "\n\t"
+        or (sign in "\u200c\u200d" and _joins(text, index))
+    )
+
+
+def _joins(text: str, index: int) -> bool:
+    """Return whether both neighbours of a joiner are visible characters of a script or emoji that uses joiners."""
+    around = (text[index - 1 : index], text[index + 1 : index + 2])
+    return all(sign and not sign.isascii() and sign.isprintable() for sign in around)
+
+
 def count(number: int, noun: str) -> str:
     """Return 1 task, 2 tasks."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

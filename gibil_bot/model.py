@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 from msgspec import Struct, field
 
+from gibil_bot.agent_task import AgentPlan, AgentResult, AgentState
+
 
 class Trust(StrEnum):
     """What a run may access. Untrusted: no secrets, and `local` machines only if the operator allows it."""
@@ -50,6 +52,11 @@ class TaskStatus(StrEnum):
     SKIPPED = "skipped"
     TIMED_OUT = "timed_out"
     CANCELLED = "cancelled"
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it says that something is wrong with the code or its preparation."""
+        return self in (TaskStatus.FAILURE, TaskStatus.TIMED_OUT)
 
 
 # --- what GitHub sends ------------------------------------------------------------------------------------------
@@ -168,6 +175,15 @@ class RerunRequested(Struct, frozen=True, kw_only=True, tag="rerun_requested"):
     """Name of the one check run; None for Re-run all."""
 
 
+class PatchRequested(Struct, frozen=True, kw_only=True, tag="patch_requested"):
+    """A user pressed the button on one of our check runs that applies the run's patch."""
+
+    installation_id: int
+    repository: Repository
+    run_id: str
+    sender: Person
+
+
 class BranchPushed(Struct, frozen=True, kw_only=True, tag="branch_pushed"):
     """A commit was pushed to a branch of the repository itself. It starts nothing; who pushed it is recorded."""
 
@@ -187,13 +203,36 @@ class MergeGroupChecked(Struct, frozen=True, kw_only=True, tag="merge_group_chec
     base_ref: str
 
 
+class RunRequested(Struct, frozen=True, kw_only=True, tag="run_requested"):
+    """A person asked for a workflow over the bot's API, as a comment with a command would. Not a webhook of GitHub."""
+
+    installation_id: int
+    repository: Repository
+    number: int
+    person: Person
+    workflow: str
+    """The word of its command."""
+    inputs: Mapping[str, str]
+    head_sha: str
+    """The head of the pull request when the person asked; no other commit may run."""
+
+
 class Ignored(Struct, frozen=True, kw_only=True, tag="ignored"):
     """An event without consequences; `reason` is for the log."""
 
     reason: str
 
 
-Event = CommentCreated | PullRequestChanged | RerunRequested | BranchPushed | MergeGroupChecked | Ignored
+Event = (
+    CommentCreated
+    | PullRequestChanged
+    | RerunRequested
+    | PatchRequested
+    | BranchPushed
+    | MergeGroupChecked
+    | RunRequested
+    | Ignored
+)
 """The decoded form of a delivery. The store has it as JSON with the tag in `type`, so tags and fields are stored names: a new
 field needs a default.
 """
@@ -290,6 +329,8 @@ class Command(Struct, frozen=True, kw_only=True):
     arguments: Mapping[str, str] = field(default_factory=dict)
     problem: str | None = None
     """Why the line can't be read, for people; then only `word` is valid."""
+    text: str = ""
+    """What follows the word, on this line and the next ones, if the command takes free text; then there are no arguments."""
 
 
 # --- what should be done ----------------------------------------------------------------------------------------
@@ -310,9 +351,13 @@ class TaskPlan(Struct, frozen=True, kw_only=True):
     kind: str = "run"
     """`prepare`: it installs what later tasks need, so its failure says nothing about the project's code. Otherwise `run`."""
     detect: str = ""
-    """`test` or `lint`: tasks that are detected in the project's files on the machine replace this task. Empty: none do."""
+    """`test`, `lint` or `format`: tasks that are detected in the project's files replace this task. Empty: none do."""
     tty: bool = False
     """Its standard streams are a terminal."""
+    agent: AgentPlan | None = None
+    """An agent works instead of a script; then `run` is empty."""
+    part_of: str = ""
+    """Name of the workflow's task that this one replaces, with others: one with `uses` or `detect`. Empty: none."""
 
 
 class Checkout(Struct, frozen=True, kw_only=True):
@@ -360,7 +405,7 @@ class DetectedProject(Struct, frozen=True, kw_only=True):
     """What was detected in the project's files, for the report. All texts are the project's or contain some of it."""
 
     purpose: str
-    """test | lint"""
+    """test | lint | format"""
     evidence: tuple[str, ...] = ()
     """What would run and why, one line each."""
     quotes: tuple[Quote, ...] = ()
@@ -372,6 +417,8 @@ class DetectedProject(Struct, frozen=True, kw_only=True):
     """Folders of download caches."""
     problem: str | None = None
     """Why nothing was detected."""
+    missing: str = ""
+    """What the CI's checkout has and the machine's lacks: `submodules`. Tests that fail then say nothing about the code."""
 
 
 class MachineResources(Struct, frozen=True, kw_only=True):
@@ -407,6 +454,33 @@ class MachinePlan(MachineResources, frozen=True, kw_only=True):
     ttl_s: int = 3600
 
 
+class PullRequestRequest(Struct, frozen=True, kw_only=True):
+    """A pull request that a run opens for its commits."""
+
+    title: str
+    draft: bool = False
+    body: str = ""
+
+
+class CommitPlan(Struct, frozen=True, kw_only=True):
+    """How the changes of a run become commits on GitHub: the key `commit:` of a workflow, checked."""
+
+    message: str
+    """Of the commit that contains changes which the tasks didn't commit themselves."""
+    paths: tuple[str, ...] = ()
+    """Patterns of the paths that may change, relative to the checkout; empty: all."""
+    to: Literal["head", "branch", "patch"] = "head"
+    """The pull request's own branch, another branch of the base repository, or no branch at all."""
+    branch: str | None = None
+    """Name of the branch for `to: branch`."""
+    pull_request: PullRequestRequest | None = None
+    """With `to: branch`: the pull request to open."""
+    on_conflict: Literal["rebase", "fail"] = "rebase"
+    """What happens if the branch has moved meanwhile."""
+    strict: bool = False
+    """Changes of other paths reject the commits, instead of being dropped."""
+
+
 class Plan(Struct, frozen=True, kw_only=True):
     """One workflow, checked and bound to one event: complete input for the runner."""
 
@@ -435,6 +509,16 @@ class Plan(Struct, frozen=True, kw_only=True):
     caches: tuple[Cache, ...] = ()
     detected: DetectedProject | None = None
     """Set once the tasks of this plan were detected on the machine."""
+    commit: CommitPlan | None = None
+    """None: the run's changes are destroyed with its machine."""
+    max_attempts: int = 0
+    """How often the bot's own commits may start it, per pull request and hour; 0: never."""
+    applies: str | None = None
+    """The id of an earlier run, whose stored changes it commits without a machine; then it has no tasks."""
+
+    @property
+    def has_agent(self) -> bool:
+        return any(task.agent is not None for task in self.tasks)
 
 
 # --- runs ------------------------------------------------------------------------------------------------------
@@ -452,6 +536,8 @@ class Source(Struct, frozen=True, kw_only=True):
     """Login of the requester."""
     comment_id: int | None = None
     is_review_comment: bool = False
+    is_by_agent: bool = False
+    """It is untrusted only because an agent wrote its newest commits: people with write permission asked for them."""
 
 
 class NewRun(Struct, frozen=True, kw_only=True):
@@ -486,6 +572,89 @@ class Run(Struct, frozen=True, kw_only=True):
     """How many machines were created for it."""
     note: str | None = None
     """Additional text of the report: a machine that was lost and replaced, an internal error."""
+    commit: CommitProgress | None = None
+    """Set once its changes were collected, if its plan has `commit`."""
+    machine_host: str | None = None
+    """Id of the only host that reaches the machine; None: every host does, or there is no machine."""
+    hosts: tuple[str, ...] = ()
+    """Ids of the hosts whose bots worked on it, which have the files of its logs."""
+
+
+class Host(Struct, frozen=True, kw_only=True):
+    """A computer with a data directory, on which one bot runs."""
+
+    id: str
+    """Of the data directory: 16 hexadecimal digits."""
+    name: str
+    """For people."""
+    url: str = ""
+    """Where the bots of other hosts reach this one; "": they can't."""
+
+
+class HostSeen(Struct, frozen=True, kw_only=True):
+    """What the database knows about a host."""
+
+    host: Host
+    seen_at: datetime
+    bots: int
+    """How many bots run on it at present: more than one if its data directory was copied."""
+    machines: int
+    """How many machines of runs are known that only this host reaches."""
+
+    @property
+    def is_away(self) -> bool:
+        """Whether no bot runs on it at present."""
+        return not self.bots
+
+
+class FilePart(Struct, frozen=True, kw_only=True):
+    """Some bytes of a file."""
+
+    data: bytes
+    offset: int
+    size: int
+    """Of the whole file."""
+    round: int = 0
+    """Of an agent's transcript: of which round it is."""
+
+
+class CommitProgress(Struct, frozen=True, kw_only=True):
+    """How far the commits of a run are. Stored, so a new field needs a default."""
+
+    phase: Literal["collected", "created", "moved", "patch", "rejected", "unchanged"]
+    """`collected` and `created` are stored before the next step; the others are final."""
+    repository: str = ""
+    """`owner/name` of the repository whose branch moves: the base's, or a fork."""
+    branch: str = ""
+    expected: str = ""
+    """The branch's head that the commits are based on."""
+    created: str | None = None
+    """The new head, once GitHub has its objects."""
+    head: str = ""
+    """The last commit on the machine, so that a copy of the changes on another host is recognized."""
+    patch: bool = False
+    """Whether the changes are stored as a patch on the bot's disk."""
+    patch_digest: str = ""
+    """SHA-256 of the patch: a host from which the run was taken over may have an older one. Empty: unknown."""
+    unchecked: bool = False
+    """Whether they are stored without a patch, since they couldn't be checked."""
+    commits: int = 0
+    files: int = 0
+    bytes: int = 0
+    dropped: tuple[str, ...] = ()
+    """Changed paths that aren't part of the commits, redacted, at most 100."""
+    message: str = ""
+    """What happened, for the report: why the commits were rejected, or why there is only a patch."""
+    url: str | None = None
+    """The commits or the pull request at GitHub."""
+
+    @property
+    def is_final(self) -> bool:
+        return self.phase not in ("collected", "created")
+
+    def can_be_applied(self, plan: Plan) -> bool:
+        """Return whether another run can commit the changes. It has no secrets, so it can't find those of the plan in them."""
+        return self.phase == "patch" and (self.patch or (self.unchecked and not plan.secrets))
 
 
 class Claim(Struct, frozen=True, kw_only=True):
@@ -503,8 +672,11 @@ class Refusal(Struct, frozen=True, kw_only=True):
 
     host: str
     port: int
+    """0: the machine only asked for the addresses of the host."""
     itself: bool = False
     """It is the machine itself under another name, so the operator can't allow it."""
+    unlisted: bool = False
+    """It isn't in the allow-list of the agent task."""
 
 
 class Refusals(Struct, frozen=True, kw_only=True):
@@ -513,6 +685,13 @@ class Refusals(Struct, frozen=True, kw_only=True):
     refused: tuple[Refusal, ...] = ()
     more: bool = False
     """Whether there were more, which aren't recorded."""
+
+
+class EgressRestriction(Struct, frozen=True, kw_only=True):
+    """How an agent's program has to be started on a machine that reaches only an allow-list."""
+
+    environment: Mapping[str, str] = {}
+    """Variables that lead its programs to the way out. Empty: they need none."""
 
 
 class TaskResult(Struct, frozen=True, kw_only=True):
@@ -533,6 +712,9 @@ class TaskResult(Struct, frozen=True, kw_only=True):
     """Why it was skipped, or what stopped it."""
     refusals: Refusals = Refusals()
     """What its machine was not allowed to reach during the task; hosts are redacted."""
+    agent: AgentResult | None = None
+    agent_state: AgentState | None = None
+    """While an agent works."""
 
     @property
     def duration_s(self) -> float | None:
@@ -560,6 +742,14 @@ class CheckRunOutput(Struct, frozen=True, kw_only=True, omit_defaults=True):
     text: str | None = None
 
 
+class CheckRunAction(Struct, frozen=True, kw_only=True):
+    """A button on a check run: at most 20, 40 and 20 characters."""
+
+    label: str
+    description: str
+    identifier: str
+
+
 class CheckRunUpdate(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A check run, in the fields of GitHub's checks API: https://docs.github.com/en/rest/checks/runs."""
 
@@ -574,6 +764,7 @@ class CheckRunUpdate(Struct, frozen=True, kw_only=True, omit_defaults=True):
     completed_at: str | None = None
     conclusion: Conclusion | None = None
     details_url: str | None = None
+    actions: tuple[CheckRunAction, ...] = ()
 
 
 class CommentUpdate(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -596,7 +787,32 @@ class ReactionUpdate(Struct, frozen=True, kw_only=True):
     """GitHub's name: eyes | rocket | confused …"""
 
 
-NotificationUpdate = CheckRunUpdate | CommentUpdate | ReactionUpdate
+class ReviewComment(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A comment on lines of a pull request's diff. `line` is the last one, `start_line` the first of several."""
+
+    path: str
+    line: int
+    body: str
+    side: Literal["LEFT", "RIGHT"] = "RIGHT"
+    """LEFT: the numbers are those of the base; RIGHT: of the head."""
+    start_line: int | None = None
+
+
+class ReviewUpdate(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A review of a pull request that only comments: it neither approves nor requests changes, and never changes."""
+
+    number: int
+    marker: str
+    """An HTML comment that identifies it; `body` and `without_lines` begin with it."""
+    commit_sha: str
+    """The head that was reviewed."""
+    body: str
+    without_lines: str
+    """The body that contains all comments, if GitHub rejects one of the lines."""
+    comments: tuple[ReviewComment, ...] = ()
+
+
+NotificationUpdate = CheckRunUpdate | CommentUpdate | ReactionUpdate | ReviewUpdate
 """Stored as JSON with its kind in another column, so fields are stored names: a new field needs a default."""
 
 
@@ -604,7 +820,7 @@ class Notification(Struct, frozen=True, kw_only=True):
     """The desired state of one GitHub object, not an action: publishing it again changes nothing.
 
     `key` names the object: `check:<run id>`, `comment:<repository id>:<number>:<workflow>`, `reply:<delivery digest>`,
-    `reaction:<comment id>:<content>` … A newer notification with the same key replaces the older one.
+    `reaction:<comment id>:<content>`, `review:<run id>` … A newer notification with the same key replaces the older one.
     """
 
     key: str
@@ -619,7 +835,7 @@ class DueNotification(Struct, frozen=True, kw_only=True):
     notification: Notification
     revision: int
     remote_id: int | None
-    """GitHub's id of the check run, comment or reaction, if it is known."""
+    """GitHub's id of the check run, comment, reaction or review, if it is known."""
     attempts: int
     """How many attempts to publish there were, in all revisions. If above 0 without a remote_id, search for the object before
     creating it.
@@ -773,8 +989,34 @@ class LayerInfo(Struct, frozen=True, kw_only=True):
     depth: int
     """Number of layers from this one down: 1 if it has no parent."""
     size_mb: int
-    """Without its parents; an archive contains them."""
+    """Without its parents; templates and archives contain them."""
     created_at: datetime
+    kind: str = ""
+    """`template`, or `fork`: the disk that a machine had when it was forked. Empty: of a run."""
+    template: str = ""
+    """The template's name."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What the machine's labels said about the code on it."""
+
+
+class Template(Struct, frozen=True, kw_only=True):
+    """A copy of a machine's disk with a name, from which machines start: a layer, or a cloud's snapshot."""
+
+    name: str
+    provider: str
+    id: str
+    """The layer's id, or the cloud's id of the snapshot."""
+    size_mb: int
+    created_at: datetime
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What the machine's labels said about the code on it: `repo`, `commit`, `branch`."""
+    layer: str | None = None
+    """For `MachineSpec.layer`, with a provider that has layers."""
+    image: str | None = None
+    """For `MachineSpec.image`, with a provider that has images."""
+    price_monthly: Decimal | None = None
+    """Net, for its size. None: it costs nothing, or the provider lists no price."""
+    currency: str | None = None
 
 
 class Capabilities(Struct, frozen=True, kw_only=True):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from enum import Enum
 
+from gibil_bot.agent_task import AgentResult
 from gibil_bot.model import (
     CacheEntry,
     DetectedProject,
@@ -16,7 +18,9 @@ from gibil_bot.model import (
     Run,
     TaskResult,
     TaskStatus,
+    Template,
 )
+from gibil_bot.registries import WEB_PORTS
 
 _NOT_FOUND = 127
 """The exit status of a shell for a program that doesn't exist, and of a detected task of which no command can run."""
@@ -30,14 +34,14 @@ def timestamp(moment: datetime | None) -> str | None:
 
 
 def blocked_view(refusals: Refusals) -> list[str]:
-    """Return blocked connections as sentences: at most one about other hosts, and one about the machine itself."""
+    """Return blocked connections as sentences: at most one for each reason."""
     lines = []
-    for itself in (False, True):
-        hosts: dict[str, list[str]] = {}
+    for reason in _Blocked:
+        hosts: dict[str, dict[str, None]] = {}
         for refusal in refusals.refused:
-            if refusal.itself is itself:
-                hosts.setdefault(refusal.host, []).append(_endpoint(refusal))
-        wanted = [endpoint for endpoints in hosts.values() for endpoint in endpoints[:_MOST_PORTS]]
+            if _reason(refusal) is reason:
+                hosts.setdefault(refusal.host, {})[_shown(refusal)] = None
+        wanted = [endpoint for endpoints in hosts.values() for endpoint in list(endpoints)[:_MOST_PORTS]]
         named: list[str] = []
         for endpoint in wanted[:_MOST_BLOCKED]:
             if sum(map(len, named)) < _MOST_CHARACTERS:
@@ -45,17 +49,38 @@ def blocked_view(refusals: Refusals) -> list[str]:
         if not named:
             continue
         more = " and others" if len(named) < sum(map(len, hosts.values())) or refusals.more else ""
-        if itself:
-            lines.append(
-                f"requested from the proxy, but it is the machine itself: {', '.join(named)}{more}; connect without the proxy, "
-                "as localhost or with that host in NO_PROXY"
-            )
-        else:
-            lines.append(
-                f"blocked because they are not public: {', '.join(named)}{more}; the operator can allow them with "
-                f"GIBIL_EGRESS_ALLOW={','.join(named)}"
-            )
+        lines.append(reason.value.format(endpoints=f"{', '.join(named)}{more}", entries=",".join(named)))
     return lines
+
+
+_METADATA = ("169.254.", "100.100.100.200", "fd00:ec2::254", "fe80:", "192.0.0.192", "metadata.google.internal")
+"""Addresses at which clouds answer with the credentials of a server, or their beginnings."""
+
+
+class _Blocked(Enum):
+    UNLISTED = (
+        "blocked because the agent task's allow-list doesn't have them: {endpoints}; add them to `allow:` of the task, or let "
+        "the operator add them to GIBIL_EGRESS_ALLOW"
+    )
+    PRIVATE = "blocked because they are not public: {endpoints}; the operator can allow them with GIBIL_EGRESS_ALLOW={entries}"
+    ITSELF = (
+        "requested from the proxy, but it is the machine itself: {endpoints}; connect without the proxy, as localhost or with "
+        "that host in NO_PROXY"
+    )
+    METADATA = "blocked because clouds answer there with the credentials of a server: {endpoints}"
+
+
+def _reason(refusal: Refusal) -> _Blocked:
+    if refusal.host.startswith(_METADATA):
+        return _Blocked.METADATA  # without a remedy, because they should stay blocked
+    if refusal.unlisted:
+        return _Blocked.UNLISTED
+    return _Blocked.ITSELF if refusal.itself else _Blocked.PRIVATE
+
+
+def _shown(refusal: Refusal) -> str:
+    """Return the endpoint; of one that isn't in an allow-list, the entry that would add it."""
+    return refusal.host if refusal.unlisted and refusal.port in (0, *WEB_PORTS) else _endpoint(refusal)
 
 
 def _endpoint(refusal: Refusal) -> str:
@@ -63,12 +88,23 @@ def _endpoint(refusal: Refusal) -> str:
 
 
 def failed_preparation(plan: Plan, results: Iterable[TaskResult]) -> TaskResult | None:
-    """Return the result of the first task that failed, if it was to prepare the others."""
+    """Return the result of the first task that failed, if it was to prepare the others, or had no complete checkout."""
     for result in sorted(results, key=lambda result: result.index):
         task = plan.tasks[result.index]
-        if result.status in (TaskStatus.FAILURE, TaskStatus.TIMED_OUT) and not task.continue_on_error:
-            return result if task.kind == "prepare" else None
+        if result.status.has_failed and not task.continue_on_error:
+            return result if task.kind == "prepare" or missing_in(plan) else None
     return None
+
+
+def missing_in(plan: Plan) -> str:
+    """Return what the checkout of a detected project lacks; empty if nothing is known."""
+    return plan.detected.missing if plan.detected is not None else ""
+
+
+def preparation_name(plan: Plan, failed: TaskResult) -> str:
+    """Return what could not be prepared, for people."""
+    task = plan.tasks[failed.index]
+    return task.name if task.kind == "prepare" else missing_in(plan)
 
 
 def none_could_run(plan: Plan, results: Iterable[TaskResult]) -> bool:
@@ -80,7 +116,9 @@ def not_run(plan: Plan, results: Iterable[TaskResult]) -> str:
     """Return what didn't run because the preparation failed, for people; empty if some of it did."""
     if any(plan.tasks[result.index].kind != "prepare" and result.status is not TaskStatus.SKIPPED for result in results):
         return ""
-    return {"test": "the tests", "lint": "the linters"}.get(plan.detected.purpose if plan.detected else "", "the other tasks")
+    return {"test": "the tests", "lint": "the linters", "format": "the formatters"}.get(
+        plan.detected.purpose if plan.detected else "", "the other tasks"
+    )
 
 
 def quotes_view(detected: DetectedProject) -> list[tuple[str, str]]:
@@ -130,6 +168,22 @@ def cache_view(entry: CacheEntry) -> dict[str, object]:
     }
 
 
+def template_view(template: Template) -> dict[str, object]:
+    """Return a template as JSON. The price is for a month, net, for its size, as text."""
+    return {
+        "name": template.name,
+        "provider": template.provider,
+        "id": template.id,
+        "size_mb": template.size_mb,
+        "created_at": timestamp(template.created_at),
+        "repo": template.labels.get("repo"),
+        "commit": template.labels.get("commit"),
+        "branch": template.labels.get("branch"),
+        "price_monthly": None if template.price_monthly is None else f"{template.price_monthly:f}",
+        "currency": template.currency,
+    }
+
+
 def run_view(run: Run, results: Sequence[TaskResult]) -> dict[str, object]:
     """Return a run as JSON, without its output, which only readers of the check run may see."""
     return {
@@ -153,9 +207,30 @@ def run_view(run: Run, results: Sequence[TaskResult]) -> dict[str, object]:
                 "status": result.status.value,
                 "exit_status": result.exit_status,
                 "duration_s": result.duration_s,
+                "agent": agent_view(result.agent) if result.agent is not None else None,
             }
             for result in results
         ],
+    }
+
+
+def agent_view(agent: AgentResult) -> dict[str, object]:
+    """Return how an agent task ended and what it used, as JSON, without what the agent said."""
+    spent = agent.spent
+    return {
+        "engine": agent.engine,
+        "model": agent.model or None,
+        "ended": agent.ended,
+        "rounds": agent.rounds,
+        "attempts": max(1, len(agent.attempts)),
+        "calls": spent.calls,
+        "rejected_calls": spent.refused,
+        "tokens": spent.usage.tokens,
+        "usd": f"{spent.usd:f}",
+        "estimated": spent.usage.is_estimated,
+        "machine_time_s": spent.seconds,
+        "budget": agent.budget or None,
+        "exceeded": agent.limit or None,
     }
 
 

@@ -12,43 +12,62 @@ import functools
 import importlib
 import logging
 import os
-import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from gibil_bot.caps import Caps
 from gibil_bot.config import Secret, Settings, loose_mode
-from gibil_bot.errors import GibilError
-from gibil_bot.model import Endpoint
-from gibil_bot.ports import Layering, Provider, Shell, Store
+from gibil_bot.database_url import is_postgresql, shown_url
+from gibil_bot.errors import DatabaseUnreachable, GibilError, ProviderError
+from gibil_bot.model import EgressRestriction, Endpoint, Host, Plan, Run
+from gibil_bot.ports import Layering, Ledger, Provider, Restricting, Shell, Store
 from gibil_bot.providers.keyring import Keyring, ProjectKeyring
-from gibil_bot.providers.lifecycle import MachineFactory, script_runner
+from gibil_bot.providers.lifecycle import MachineFactory, port_forwarder, script_runner
 from gibil_bot.retry import RetryPolicy
 
 if TYPE_CHECKING:
+    from gibil_bot.agents.proxy.app import Patience
+    from gibil_bot.commits.checks import CommitPolicy
     from gibil_bot.github.api.user_pull_requests import PullRequests
+    from gibil_bot.host_api.signing import Signer
+    from gibil_bot.operator_secrets import ScopedSecrets
+    from gibil_bot.planning.agents import AgentSupport
     from gibil_bot.planning.services import ServiceCapabilities
     from gibil_bot.providers.local.runtime_fill import BackgroundFill
     from gibil_bot.providers.local.runtime_store import RuntimeStore
+    from gibil_bot.runs.agent_tools import AgentTools
+    from gibil_bot.runs.agent_values import Briefing
     from gibil_bot.runs.caches import Caches
     from gibil_bot.runs.context import Policy
-    from gibil_bot.runs.local_checkout import Limits
+    from gibil_bot.runs.local_checkout import Checkout, Limits
+    from gibil_bot.runs.maintenance.database import Export, Maintained
+    from gibil_bot.runs.maintenance.export import Exported, OnProgress
+    from gibil_bot.runs.memory import MemoryRuns
+    from gibil_bot.runs.person_runs import PersonRuns
     from gibil_bot.runs.prepared import PreparedMachines
+    from gibil_bot.runs.runner import Tools
+    from gibil_bot.ssh.shell import SSHShell
 
 log = logging.getLogger("gibil")
+T = TypeVar("T")
 
 _RESTARTING = RetryPolicy(attempts=None, first_wait_s=2.0, factor=1, jitter=(1, 1))
 """For a part of the bot that failed."""
+_STARTING = RetryPolicy(attempts=None, first_wait_s=1.0, factor=1.5, longest_wait_s=5.0, within_s=60.0)
+"""For a database that is restarted, or that starts at the same time as its bot."""
 _RUNTIMES_EVERY_S = 3600.0
+_SCANNER_AFTER_S = 3.0
+"""When a bot starts the scanner for secrets: loading it takes up to three seconds of processor time."""
 CLOUD_BOOT_S = 180.0
 ROOM_WAIT_S = 900.0
 """How long a run waits for memory of the host that other runs' machines use."""
 
 
-def process_name() -> str:
+def process_name(host: Host) -> str:
     """Return a name that is unique among the processes that share a store: host, pid and a random part for reused pids."""
-    return f"{socket.gethostname()}:{os.getpid()}:{os.urandom(3).hex()}"
+    return f"{host.id}:{os.getpid()}:{os.urandom(3).hex()}"
 
 
 async def connect_shell(endpoint: Endpoint, client_key: str) -> Shell:
@@ -63,6 +82,80 @@ async def prepare_to_connect() -> None:
     await asyncio.to_thread(importlib.import_module, "gibil_bot.ssh.client")
 
 
+async def open_store(settings: Settings, *, exclusive: bool = True, limit_s: float | None = None) -> Store:
+    """Open the database of GIBIL_DATABASE_URL for a bot, and create or migrate it. Raises StoreError with what to do.
+
+    `exclusive`: of a SQLite file, no other bot may use it. A PostgreSQL is always shared. Otherwise it is opened for a command,
+    and a bot of an older version may use it: StoreError instead of a migration. A new database is still created.
+    `limit_s`: for each transaction of a PostgreSQL, instead of a bot's limit.
+    """
+    if not exclusive:
+        await _require_no_migration(settings)
+    if is_postgresql(settings.database_url):
+        from gibil_bot.runs.postgres.server import LIMIT_S
+        from gibil_bot.runs.postgres.store import open_store as open_shared
+
+        return await open_shared(settings.database_url, limit_s=limit_s or LIMIT_S)
+    from gibil_bot.runs.sqlite.store import open_store as open_file
+
+    return await open_file(settings.database_url, exclusive=exclusive)
+
+
+async def _require_no_migration(settings: Settings) -> None:
+    """Raise StoreError if the schema has another version than this gibil's. A database without one is allowed."""
+    from gibil_bot.runs.maintenance.status import usable
+
+    database = open_maintained(settings)
+    try:
+        if await database.version() > 0:
+            await usable(database)
+    finally:
+        await database.close()
+
+
+def open_maintained(settings: Settings) -> Maintained:
+    """Return the database of GIBIL_DATABASE_URL as it is: nothing is created or migrated. The caller closes it."""
+    if is_postgresql(settings.database_url):
+        from gibil_bot.runs.postgres.maintenance import MaintainedServer
+
+        return MaintainedServer(settings.database_url)
+    from gibil_bot.runs.sqlite.maintenance import MaintainedFile
+
+    return MaintainedFile(settings.database_url)
+
+
+async def export_database(settings: Settings, url: str, progress: OnProgress) -> Exported:
+    """Copy the SQLite file of GIBIL_DATABASE_URL to the PostgreSQL database of `url`. Raises StoreError."""
+    from gibil_bot.runs.host import this_host
+    from gibil_bot.runs.maintenance.export import export, require_exportable
+    from gibil_bot.runs.postgres.export import open_target
+    from gibil_bot.runs.sqlite.export import open_source
+
+    async with open_source(settings.database_url) as source:
+        host = await asyncio.to_thread(this_host, settings.data_dir, settings.bot_url)
+        await require_exportable(source, shown_url(url), host)
+        await _require_no_migration(replace(settings, database_url=url))
+        async with open_target(url) as target:
+            keyring = await asyncio.to_thread(_check_value, open_keyring(settings))
+            return await export(source, target, host, progress, provider=settings.provider, keyring=keyring)
+
+
+def _check_value(keyring: Keyring) -> str | None:
+    """Return the check value of a key that exists."""
+    return keyring.check_value() if keyring.path.exists() else None
+
+
+async def undo_export(settings: Settings) -> Export | None:
+    """Delete the mark of an exported SQLite file; return it. Raises StoreError."""
+    from gibil_bot.runs.sqlite.export import open_source
+
+    async with open_source(settings.database_url) as source:
+        mark = await source.mark()
+        if mark is not None:
+            await source.set_mark(None)
+        return mark
+
+
 PROVIDERS = ("local", "hetzner")
 """Every provider that `open_provider` can open."""
 
@@ -70,8 +163,8 @@ PROVIDERS = ("local", "hetzner")
 def open_keyring(settings: Settings) -> Keyring:
     """Return the keys of the configured provider's machines."""
     if settings.provider == "hetzner":
-        return ProjectKeyring(settings.data_dir, settings.hcloud_token.reveal())
-    return Keyring(settings.data_dir)
+        return ProjectKeyring(settings.data_dir, settings.hcloud_token.reveal(), settings.keyring)
+    return Keyring(settings.data_dir, settings.keyring)
 
 
 def machine_caps(settings: Settings) -> Caps:
@@ -105,12 +198,13 @@ def open_provider(settings: Settings, *, room_wait_s: float = 0.0) -> Provider:
     if settings.provider == "hetzner":
         from gibil_bot.providers.hetzner.provider import HetznerProvider
 
-        run_on = script_runner(open_keyring(settings), connect_shell)
+        keyring = open_keyring(settings)
         token = settings.hcloud_token.reveal()
         return HetznerProvider(
             token,
             endpoint=settings.hcloud_endpoint,
-            run_on=run_on,
+            run_on=script_runner(keyring, connect_shell),
+            forward=port_forwarder(keyring),
             reuse=settings.reuse,
             server_types=settings.server_types,
         )
@@ -259,6 +353,7 @@ def operator_limits(settings: Settings) -> Limits:
         max_ttl_s=settings.max_ttl_s,
         caps=machine_caps(settings),
         service_capabilities=service_capabilities(settings),
+        agents=agent_support(settings, has_bot=False),
     )
 
 
@@ -271,6 +366,10 @@ class Bot:
     delivery_lost: Callable[[], None] = lambda: None
     """Called when a delivery could not be stored, so that it is fetched from GitHub sooner."""
     parts: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    person_runs: PersonRuns | None = None
+    """Runs as people use them over the API."""
+    signer: Signer | None = None
+    """Checks the requests of other hosts' bots; None: they don't reach this one."""
 
     def stopped_parts(self) -> list[str]:
         return [name for name, task in self.parts.items() if task.done()]
@@ -290,37 +389,78 @@ async def _supervise(name: str, part: Callable[[], Coroutine[object, object, Non
     )
 
 
+async def _when_reachable(act: Callable[[], Awaitable[T]]) -> T:
+    """Return the result of `act`; wait a minute at most for the server of the database. Raises as `act` does."""
+
+    def waiting(error: Exception, failures: int) -> None:
+        if failures == 1:
+            log.warning("waiting for the database: %s", error)
+
+    return await _STARTING.call(
+        act,
+        retry_after_s=lambda error: 0.0 if isinstance(error, DatabaseUnreachable) else None,
+        before_retry=waiting,
+    )
+
+
 @contextlib.asynccontextmanager
-async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
-    """Run the bot during the block: its store is open and its parts run. Afterwards the next process continues its runs."""
+async def running_bot(settings: Settings, *, patience: Patience | None = None) -> AsyncIterator[Bot]:
+    """Run the bot during the block: its store is open and its parts run. Afterwards the next process continues its runs.
+
+    `patience`: of the model proxy.
+    """
     from gibil_bot.github.api.client import GitHubClient
     from gibil_bot.github.api.session import Session
+    from gibil_bot.host_api.client import HostClient
+    from gibil_bot.host_api.signing import Signer
     from gibil_bot.providers.optional import prepare
+    from gibil_bot.runs.agreements import check_agreements, warn_of_differences
+    from gibil_bot.runs.commit_steps import CommitTools
     from gibil_bot.runs.dispatcher import Dispatcher
+    from gibil_bot.runs.host import hold_data_dir, this_host
     from gibil_bot.runs.intake import Intake
     from gibil_bot.runs.outbox import OutboxPublisher
+    from gibil_bot.runs.person_runs import PersonRuns
+    from gibil_bot.runs.presence import Presence
     from gibil_bot.runs.reaper import Reaper
+    from gibil_bot.runs.run_files import RunFiles
     from gibil_bot.runs.runner import Tools
     from gibil_bot.runs.sources import PullRequestClone
-    from gibil_bot.runs.sqlite.store import open_store
 
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     if (loose := loose_mode(settings.data_dir)) is not None:
         with contextlib.suppress(OSError):
             settings.data_dir.chmod(0o700)
             log.warning("%s had mode %o; changed it to 700, so that other users can't read it", settings.data_dir, loose)
-    process = process_name()
-    store = await open_store(settings.database_url)
-    bot = Bot(settings=settings, store=store)
     async with contextlib.AsyncExitStack() as stack:
+        stack.callback(os.close, hold_data_dir(settings.data_dir))
+        host = this_host(settings.data_dir, settings.bot_url)
+        process = process_name(host)
+        store = await _when_reachable(lambda: open_store(settings))
+        bot = Bot(settings=settings, store=store)
         stack.push_async_callback(store.close)
-        github = GitHubClient(Session(settings.github_url, settings.github_app_id, settings.github_private_key.reveal()))
+        session = Session(settings.github_url, settings.github_app_id, settings.github_private_key.reveal())
+        github = GitHubClient(session)
         stack.push_async_callback(github.close)
         factory = open_factory(settings, room_wait_s=ROOM_WAIT_S)
         stack.push_async_callback(factory.close)
+        agree = functools.partial(check_agreements, store, settings, factory.keyring, host.id, is_shared=store.is_shared)
+        await _when_reachable(agree)
         owner = factory.keyring.machine_owner()
         logs = settings.data_dir / "logs"
+        signer = Signer(factory.keyring.derive("hosts", "files"), host.id)
+        bot.signer = signer if host.url else None
+        files = RunFiles(logs, host.id, store.hosts, await stack.enter_async_context(HostClient(signer)))
         filling = open_filling(settings, factory, owner)
+
+        def briefing(run: Run) -> Briefing:
+            from gibil_bot.runs.agent_briefing import PullRequestBriefing
+
+            return PullRequestBriefing(github, store.runs, run)
+
+        agents = await stack.enter_async_context(
+            _opened_once(lambda: open_agents(settings, factory, store.ledger, briefing, patience))
+        )
         tools = Tools(
             runs=store.runs,
             factory=factory,
@@ -328,6 +468,7 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
             logs=logs,
             owner=owner,
             secrets=settings.secrets,
+            masked=tuple(settings.models.keys.values()),
             egress=settings.egress,
             public_url=settings.public_url,
             max_ttl_s=settings.max_ttl_s,
@@ -335,15 +476,43 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
             max_logs_bytes=settings.max_run_logs_bytes,
             prepared=open_prepared(settings, factory.provider),
             caches=open_caches(settings),
+            commits=CommitTools(
+                github=github,
+                git_data=github.git_data,
+                policy=commit_policy(settings),
+                logs=logs,
+                public_url=settings.public_url,
+                files=files,
+                find_run=store.runs.get,
+            ).steps,
+            files=files,
             on_runtimes=filling.want if filling is not None else None,
+            agents=agents,
+            max_machines=settings.max_machines,
+            host=host.id,
+            hosts=store.hosts,
+            is_shared=store.is_shared,
         )
         policy = intake_policy(settings, factory.keyring)
         reaper = Reaper(store, factory, github, owner, logs, settings.max_logs_bytes, tools.prepared)
         bot.delivery_lost = reaper.delivery_lost
+        bot.person_runs = PersonRuns(store, github, policy, files)
+        dispatcher = Dispatcher(tools, store.runs, process, away_s=settings.host_away_s)
+        publisher = OutboxPublisher(store.outbox, github, process)
+        on_bots = (session.share_limits, dispatcher.share)
+        on_lapse = (dispatcher.stop_all, publisher.stop_all) if store.is_shared else ()
+        presence = Presence(store.hosts, host, process, on_bots=on_bots, on_lapse=on_lapse)
+        await _when_reachable(presence.start)
+        stack.push_async_callback(presence.leave)
+        # Another bot may have started at the same time. Now each sees the other.
+        await _when_reachable(agree)
+        await _when_reachable(functools.partial(warn_of_differences, store, settings, host.id))
+        log.info("host %s (%s), process %s, database %s", host.name, host.id, process, shown_url(settings.database_url))
         parts: dict[str, Callable[[], Coroutine[object, object, None]]] = {
             "intake": Intake(store, github, policy, process).run,
-            "dispatcher": Dispatcher(tools, store.runs, store.outbox, process, settings.max_machines).run,
-            "publisher": OutboxPublisher(store.outbox, github, process).run,
+            "presence": presence.run,
+            "dispatcher": dispatcher.run,
+            "publisher": publisher.run,
             "reaper": reaper.run,
         }
         if settings.provider == "local" and settings.runtimes:
@@ -352,13 +521,171 @@ async def running_bot(settings: Settings) -> AsyncIterator[Bot]:
             parts["missing runtimes"] = filling.run
         bot.parts = {name: asyncio.create_task(_supervise(name, part), name=name) for name, part in parts.items()}
         preparing = asyncio.create_task(prepare(factory.provider, log.info))
+        warming = asyncio.create_task(warm_scanner(_SCANNER_AFTER_S))
         try:
             yield bot
         finally:
-            tasks = (*bot.parts.values(), preparing)
+            tasks = (*bot.parts.values(), preparing, warming)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def _opened_once(
+    open_agents: Callable[[], contextlib.AbstractAsyncContextManager[AgentTools]],
+) -> AsyncIterator[Callable[[], Awaitable[AgentTools]]]:
+    """Return a function that opens what agent tasks need, for the first run that asks: 20 MB, and a listening port."""
+    lock = asyncio.Lock()
+    opened: list[AgentTools] = []
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def tools() -> AgentTools:
+            async with lock:
+                if not opened:
+                    opened.append(await stack.enter_async_context(open_agents()))
+                return opened[0]
+
+        yield tools
+
+
+@contextlib.asynccontextmanager
+async def open_agents(
+    settings: Settings,
+    factory: MachineFactory,
+    ledger: Ledger,
+    briefing: Callable[[Run], Briefing],
+    patience: Patience | None = None,
+) -> AsyncIterator[AgentTools]:
+    """Return what agent tasks need. The proxy that holds the models' keys runs during the block."""
+    from gibil_bot.agents.engines.loading import load_engines
+    from gibil_bot.agents.prices import Prices
+    from gibil_bot.agents.proxy.server import ModelProxy
+    from gibil_bot.agents.proxy.tokens import token_from
+    from gibil_bot.agents.proxy.upstream import Upstream
+    from gibil_bot.registries import hosts
+    from gibil_bot.runs.agent_tools import AgentTools
+
+    models = settings.models
+    engines = await asyncio.to_thread(load_engines, models.engines)
+    upstreams = [Upstream(name=vendor, key=key, url=models.urls[vendor]) for vendor, key in models.keys.items()]
+
+    async def restrict(name: str, allow: tuple[str, ...], shell: Shell) -> EgressRestriction:
+        provider = factory.provider
+        if not isinstance(provider, Restricting):
+            raise ProviderError(f"machines of {provider.name} can't be limited to an allow-list, so no agent works on them")
+        wanted = hosts(allow, mirrors=settings.mirrors, operator=settings.egress_allow)
+        return await provider.restrict_egress(name, wanted, shell)
+
+    async def open_shell(name: str) -> SSHShell:
+        return cast("SSHShell", await factory.reopen(name))
+
+    async with ModelProxy(upstreams, patience=patience) as proxy:
+        yield AgentTools(
+            engines=engines,
+            settings=models,
+            proxy=proxy,
+            prices=Prices(models.prices),
+            ledger=ledger,
+            briefing=briefing,
+            open_shell=open_shell,
+            restrict=restrict,
+            token=lambda name: token_from(factory.keyring.derive("agents", name)),
+        )
+
+
+@contextlib.asynccontextmanager
+async def checkout_agents(
+    settings: Settings, factory: MachineFactory, checkout: Checkout, plan: Plan
+) -> AsyncIterator[Callable[[], Awaitable[AgentTools]] | None]:
+    """Return what opens the tools for agents of a local checkout's run; None if it has none.
+
+    The bot's budgets of a day include them.
+    """
+    if not plan.has_agent:
+        yield None
+        return
+    from gibil_bot.runs.agent_briefing import CheckoutBriefing
+
+    store = await open_store(settings, exclusive=False)
+    try:
+        briefing = CheckoutBriefing(checkout.repository, checkout.name, checkout.sha)
+        async with _opened_once(lambda: open_agents(settings, factory, store.ledger, lambda run: briefing)) as agents:
+            yield agents
+    finally:
+        await store.close()
+
+
+async def warm_scanner(after_s: float) -> None:
+    """Start the scanner for secrets, so that the first run with commits doesn't wait for it."""
+    from gibil_bot.commits.scanner import NoScanner, shared_scanner
+
+    await asyncio.sleep(after_s)
+    try:
+        await shared_scanner().warm()
+    except NoScanner as error:
+        log.warning("commits of runs can't be checked: %s", error.message)
+
+
+def checkout_tools(
+    settings: Settings,
+    factory: MachineFactory,
+    checkout: Checkout,
+    runs: MemoryRuns,
+    *,
+    owner: str,
+    logs: Path,
+    secrets: ScopedSecrets,
+    agents: Callable[[], Awaitable[AgentTools]] | None = None,
+) -> Tools:
+    """Return what a run of a local checkout needs. It pushes nothing: give its plan to `commit_steps.as_patch` before."""
+    from gibil_bot.runs.commit_steps import LocalCommitTools
+    from gibil_bot.runs.runner import Tools
+    from gibil_bot.runs.sources import LocalBundle
+
+    return Tools(
+        runs=runs,
+        factory=factory,
+        transfer=LocalBundle(checkout.repository, checkout.sha, checkout.promisor, checkout.surroundings),
+        logs=logs,
+        owner=owner,
+        secrets=secrets,
+        masked=tuple(settings.models.keys.values()),
+        egress=settings.egress,
+        max_ttl_s=settings.max_ttl_s,
+        tethered=True,
+        prepared=open_prepared(settings, factory.provider),
+        caches=open_caches(settings),
+        commits=LocalCommitTools(repository=checkout.repository, policy=commit_policy(settings), logs=logs).steps,
+        local_checkout=checkout.identity,
+        agents=agents,
+    )
+
+
+def commit_policy(settings: Settings) -> CommitPolicy:
+    """Return the operator's rules for commits from machines."""
+    from gibil_bot.commits.checks import CommitPolicy
+    from gibil_bot.commits.paths import PROTECTED
+
+    return CommitPolicy(
+        most_files=settings.commit_files,
+        most_bytes=settings.commit_bytes,
+        protected=(*PROTECTED, *settings.protected_paths),
+    )
+
+
+def agent_support(settings: Settings, *, has_bot: bool = True) -> AgentSupport:
+    """Return which agents can work here; `has_bot` as in planning.agents. Blocks.
+
+    Raises ConfigurationError for the operator's engines.
+    """
+    from gibil_bot.agents.engines.loading import default_engine, load_engines
+    from gibil_bot.planning import agents
+
+    models = settings.models
+    engines = load_engines(models.engines)
+    vendors = {name: engine.provider for name, engine in engines.items()}
+    return agents.agent_support(vendors, models.keys, default=default_engine(engines, models.engine), has_bot=has_bot)
 
 
 def intake_policy(settings: Settings, keyring: Keyring) -> Policy:
@@ -378,4 +705,5 @@ def intake_policy(settings: Settings, keyring: Keyring) -> Policy:
         run_id=keyring.run_id,
         operator_workflows=operator_workflows(settings),
         service_capabilities=service_capabilities(settings),
+        agents=agent_support(settings),
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from gibil_bot.limits import WORKFLOW_FILE_BYTES
+from gibil_bot.planning.workflow import SHIPPED_ENGINES
 
 SHIPPED = Path(__file__).parent / "_workflows"
 """In a checkout, a link to the top-level `workflows/`; in an installed package, the files themselves."""
@@ -26,3 +28,12 @@ def read_workflows(folder: Path) -> dict[str, bytes]:
             with path.open("rb") as file:
                 found[path.name] = file.read(WORKFLOW_FILE_BYTES + 1)
     return found
+
+
+def engine_names(folder: Path | None) -> tuple[str, ...]:
+    """Return the engines that agents may name: the shipped ones, and those of the operator's folder without reading them."""
+    names = dict.fromkeys(SHIPPED_ENGINES)
+    with contextlib.suppress(OSError):
+        paths = sorted(folder.iterdir()) if folder is not None else ()
+        names |= {path.stem: None for path in paths if path.suffix in (".yml", ".yaml")}
+    return tuple(names)
