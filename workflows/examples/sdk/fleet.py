@@ -1,19 +1,14 @@
 """Run the same program with different seeds on several machines at once."""
 
-import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
-from gibil_bot import machines
-
-
-async def explore(connected: machines.Connected, seed: int) -> int:
-    async with connected.create(ttl="10m") as machine:
-        result = await machine.run(f"echo $(({seed} * {seed}))")
-        return int(result.stdout)
+import gibil
 
 
-async def main() -> None:
-    async with machines.connect() as connected:
-        print(await asyncio.gather(*(explore(connected, seed) for seed in range(3))))
+def explore(machine: gibil.Machine, seed: int) -> int:
+    return int(machine.run(f"echo $(({seed} * {seed}))", check=True).stdout)
 
 
-asyncio.run(main())
+with gibil.fleet(3, ttl="10m") as machines, ThreadPoolExecutor() as threads:
+    print(list(threads.map(explore, machines, range(3))))
+    print([result.exit_code for result in machines.run("test -d /root")])
