@@ -16,6 +16,7 @@ from hypothesis import settings
 from gibil_bot.errors import Unavailable
 from tests.doubles.machines import end_shared_daemon, local_lodging, shared_folder
 from tests.doubles.patience import patient
+from tests.doubles.postgres import Cluster, Template, available, template
 from tests.doubles.prefork import end_forkers
 from tests.doubles.repositories import no_git_settings as no_git_settings
 
@@ -36,8 +37,8 @@ settings.load_profile("gibil")
 
 
 SLOW_FOLDERS = frozenset({"journeys", "faults", "attacks"})
-SLOW_CONTRACTS = ("test_provider", "test_shell")
-SLOW_FIXTURES = frozenset({"far", "local_machines", "hetzner_image"})
+SLOW_CONTRACTS = ("test_provider", "test_shell", "test_remote_forwarding", "test_task_semantics", "test_store_concurrency")
+SLOW_FIXTURES = frozenset({"far", "local_machines", "hetzner_image", "postgres", "own_postgres"})
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -58,7 +59,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     second_attempt = config.pluginmanager.hasplugin("rerunfailures") and not config.option.usepdb
     for item in items:
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        contract = folder == "contracts" and item.path.name.startswith(SLOW_CONTRACTS)
+        contract = folder == "contracts" and (item.path.name.startswith(SLOW_CONTRACTS) or "postgresql" in item.name)
         if folder in SLOW_FOLDERS or contract or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
             if second_attempt and folder != "unit":
@@ -80,6 +81,32 @@ def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     thread = threading.Thread(target=lambda: asyncio.run(end_shared_daemon(tmp_path_factory)))
     thread.start()
     thread.join()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def scanner_rules(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Share the compiled rules of the scanner for secrets, also with processes: compiling them takes seconds."""
+    os.environ["KF_RULE_CACHE_DIR"] = str(shared_folder(tmp_path_factory).with_name("secret-rules"))
+
+
+@pytest.fixture(scope="session")
+def postgres_template(tmp_path_factory: pytest.TempPathFactory) -> Template:
+    """What clusters are copied from (doubles/postgres.py). Skip with the reason if this computer can't run PostgreSQL."""
+    return available(template(shared_folder(tmp_path_factory).with_name("postgres")))
+
+
+@pytest.fixture(scope="session")
+def postgres(postgres_template: Template) -> Iterator[Cluster]:
+    """The PostgreSQL server of this worker's tests, which no test may stop."""
+    with Cluster(postgres_template) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def own_postgres(postgres_template: Template) -> Iterator[Cluster]:
+    """A PostgreSQL server for one test, which may stop and kill it."""
+    with Cluster(postgres_template) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -14,6 +15,7 @@ from gibil_bot.commits.from_machine import Commits, push
 from gibil_bot.commits.pack import packed
 from gibil_bot.errors import GibilError, UsageError
 from gibil_bot.machines.source import origin_url, read_source
+from gibil_bot.ports import Shell
 from gibil_bot.runs import local_checkout
 from tests.doubles.githttp import GitServer
 from tests.doubles.repositories import commit, git, repository
@@ -280,7 +282,7 @@ async def test_a_push_into_a_checkout_runs_none_of_its_hooks(trap: Trap, tmp_pat
             repository=tmp_path / "copy.git", url=url, branch="gibil/m", base=base, head=head, subjects=("new",), files=(),
             warnings=(), environment={},
         )  # fmt: skip
-        await push(found)
+        await push(found, cast(Shell, None))
         assert git(trap.work, "rev-parse", "refs/heads/gibil/m") == head
     assert not trap.canary.exists()
 

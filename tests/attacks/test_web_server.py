@@ -25,9 +25,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from gibil_bot.cli.serve import web_server
 from gibil_bot.config import Secret, Settings
+from gibil_bot.http_protocol import ServerLimits, ServerState
 from gibil_bot.runs.sqlite.store import open_store
 from gibil_bot.web.app import create_app
-from gibil_bot.web.protocol import ServerLimits, ServerState
 from gibil_bot.wiring import Bot
 from tests.doubles.patience import patient
 

@@ -16,17 +16,24 @@ if not __package__:  # `python tests/benchmarks`
     sys.path[0] = str(Path(__file__).parents[2])
 
 from tests.benchmarks import (
+    row_agent,
     row_busy,
     row_calls,
     row_cli,
     row_cold,
+    row_commit,
+    row_database,
     row_door,
+    row_fork,
     row_idle,
     row_layer,
     row_machine,
+    row_proxy,
     row_run,
+    row_sdk,
     row_second,
     row_ssh,
+    row_warm,
 )
 from tests.benchmarks.comparison import Comparison, LeftOut, table
 from tests.benchmarks.context import Context
@@ -35,6 +42,7 @@ from tests.benchmarks.peers import Peers
 ROWS: dict[str, Callable[[Context], list[Comparison]]] = {
     "webhook": row_door.webhook,
     "busy": row_busy.busy,
+    "database": row_database.database,
     "start": row_door.start,
     "run": row_run.run,
     "machine": row_machine.machine,
@@ -45,7 +53,13 @@ ROWS: dict[str, Callable[[Context], list[Comparison]]] = {
     "output": row_ssh.output,
     "first-command": row_ssh.first_command,
     "cold": row_cold.cold,
+    "warm": row_warm.warm,
     "calls": row_calls.calls,
+    "commit": row_commit.commit,
+    "fork": row_fork.fork,
+    "agent": row_agent.agent,
+    "sdk": row_sdk.sdk,
+    "proxy": row_proxy.proxy,
     "help": row_cli.help_text,
 }
 

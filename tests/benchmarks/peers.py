@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from gibil_bot.agents.engine import Engine
 from tests.benchmarks.comparison import LeftOut
 
 INSTALL_WITHIN_S = 300
@@ -43,6 +45,17 @@ class Peers:
         if not program.exists():
             _run([sys.executable, "-m", "venv", str(self._folder / "nox")])
             _run([str(self._folder / "nox" / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", NOX])
+        return program
+
+    def claude_code(self, engine: Engine) -> Path:
+        """Return the program, of the version that machines have, for this processor."""
+        arch = {"x86_64": "x64", "aarch64": "arm64"}.get(platform.machine(), "")
+        name = engine.packages[0].name.replace("{arch}", arch)
+        program = self._folder / "claude" / "node_modules" / name / "claude"
+        if not program.exists():
+            (self._folder / "claude").mkdir(parents=True, exist_ok=True)
+            npm = [_program("npm"), "install", "--no-fund", "--no-audit", "--prefix", str(self._folder / "claude")]
+            _run([*npm, f"{name}@{engine.packages[0].version}"])
         return program
 
     def uv(self) -> Path:

@@ -32,7 +32,7 @@ async def _cold(context: Context) -> list[Comparison]:
     if not gibil.exists():
         raise LeftOut(f"{gibil} does not exist: install the package into the Python that runs this")
     data_dir = context.folder("d")
-    environment = bare_environment(context.folder("home")) | {"GIBIL_DATA_DIR": str(data_dir)}
+    environment = bare_environment(context.folder("home")) | {"GIBIL_DATA_DIR": str(data_dir), "GIBIL_CONNECTION_IDLE": "0"}
     both: list[float] = []
     runs: list[float] = []
     overlays: list[float] = []
@@ -41,12 +41,12 @@ async def _cold(context: Context) -> list[Comparison]:
         try:
             for number in range(ROUNDS + 1):
                 name = f"cold-{number}"
-                created = await _took([str(gibil), "create", "--name", name], environment)
-                ran = await _took([str(gibil), "run", name, "true"], environment)
-                logged_in = await _took([*login(server), "true"], environment)
+                created = await took([str(gibil), "create", "--name", name], environment)
+                ran = await took([str(gibil), "run", name, "true"], environment)
+                logged_in = await took([*login(server), "true"], environment)
                 with by_hand(context.folder(f"o{number}")) as overlay:
                     pass
-                await _took([str(gibil), "destroy", name], environment)
+                await took([str(gibil), "destroy", name], environment)
                 await end_daemon(data_dir)
                 if number > 0:
                     both.append(created + ran)
@@ -55,7 +55,7 @@ async def _cold(context: Context) -> list[Comparison]:
                     overlays.append(overlay.first_s * 1000)
         finally:
             if LocalPaths(data_dir).local.is_dir():
-                await _took([str(gibil), "destroy", "--all"], environment)
+                await took([str(gibil), "destroy", "--all"], environment)
                 await end_daemon(data_dir)
     what = "`gibil create`, then `gibil run … true`, nothing running before"
     return [
@@ -65,7 +65,8 @@ async def _cold(context: Context) -> list[Comparison]:
     ]
 
 
-async def _took(words: list[str], environment: dict[str, str]) -> float:
+async def took(words: list[str], environment: dict[str, str]) -> float:
+    """Return how long a process took, in milliseconds. Raises LeftOut if it fails."""
     begun = time.perf_counter()
     done = await asyncio.to_thread(
         subprocess.run, words, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE

@@ -1,4 +1,4 @@
-"""The second run of a project, against its bare test command on a prepared checkout on this host, with the same runtime.
+"""The second run of a project, against its bare test command on a prepared, clean checkout on this host, with the same runtime.
 
 `gibil try` is measured as a whole process; the bot from the comment until the check run is completed, at GitHub's double.
 
@@ -65,6 +65,7 @@ async def _measure(context: Context, project: Project, rounds: int, gibil: Path,
     tried: list[float] = []
     bot: list[float] = []
     project.bare(project.prepare)
+    prepared = project.untracked()
     first_bare = await asyncio.to_thread(project.bare, project.test)
     first_s, output = await asyncio.to_thread(_try, gibil, project, data_dir)
     facts: dict[str, object] = {
@@ -75,6 +76,7 @@ async def _measure(context: Context, project: Project, rounds: int, gibil: Path,
     async with _commented(context, project, data_dir) as comment:
         facts["first_run_s"] = await comment()
         for _ in range(rounds):
+            await asyncio.to_thread(project.clean, prepared)
             begun = time.perf_counter()
             await asyncio.to_thread(project.bare, project.test)
             bare.append(time.perf_counter() - begun)

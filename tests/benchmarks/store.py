@@ -32,7 +32,8 @@ from gibil_bot.model import (
     Trust,
 )
 from gibil_bot.ports import DeliveryOutcome
-from gibil_bot.runs.sqlite.store import SqliteStore, open_store
+from gibil_bot.runs.sql.store import SqlStore
+from gibil_bot.runs.sqlite.store import open_store
 
 CALLERS = 50
 COMMAND = CommentCreated(
@@ -86,7 +87,7 @@ async def timed(calls: int, call: Callable[[int], Awaitable[object]]) -> tuple[f
     return round(calls / elapsed), round(took[len(took) // 2] * 1000, 2), round(took[len(took) * 99 // 100] * 1000, 2)
 
 
-async def write_history(store: SqliteStore, count: int) -> None:
+async def write_history(store: SqlStore, count: int) -> None:
     """Write this many finished runs, each with a handled delivery."""
 
     async def work(number: int) -> None:

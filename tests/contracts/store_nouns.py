@@ -8,7 +8,8 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+
+import pytest
 
 from gibil_bot.caps import NO_CAPS
 from gibil_bot.model import (
@@ -30,7 +31,7 @@ from gibil_bot.model import (
 from gibil_bot.ports import DeliveryOutcome, RunStore, Store
 from gibil_bot.runs.context import Policy
 from gibil_bot.runs.memory import MemoryRuns
-from gibil_bot.runs.sqlite.store import open_store
+from tests.doubles.databases import empty_database, open_store
 
 DAY_S = 86400.0
 
@@ -185,8 +186,8 @@ class RunStoreAdapter:
 
 
 @contextlib.asynccontextmanager
-async def run_store_adapter(kind: str, folder: Path, clock: Clock) -> AsyncIterator[RunStoreAdapter]:
-    """Open an adapter; `kind` is sqlite or memory."""
+async def run_store_adapter(kind: str, request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator[RunStoreAdapter]:
+    """Open an adapter; `kind` is memory or one of DATABASES."""
     if kind == "memory":
         memory = MemoryRuns(clock)
 
@@ -199,14 +200,15 @@ async def run_store_adapter(kind: str, folder: Path, clock: Clock) -> AsyncItera
         yield RunStoreAdapter(same_store, queue_in_memory)
         return
     opened: list[Store] = []
+    async with empty_database(kind, request) as url:
 
-    async def open_one() -> RunStore:
-        opened.append(await open_store(f"sqlite:///{folder / 'gibil.db'}", exclusive=False, clock=clock))
-        return opened[-1].runs
+        async def open_one() -> RunStore:
+            opened.append(await open_store(url, clock=clock))
+            return opened[-1].runs
 
-    async def queue_by_delivery(*new_runs: NewRun) -> None:
-        await handle(opened[0], DeliveryOutcome(runs=new_runs), secrets.token_hex(8))
+        async def queue_by_delivery(*new_runs: NewRun) -> None:
+            await handle(opened[0], DeliveryOutcome(runs=new_runs), secrets.token_hex(8))
 
-    yield RunStoreAdapter(open_one, queue_by_delivery)
-    for store in opened:
-        await store.close()
+        yield RunStoreAdapter(open_one, queue_by_delivery)
+        for store in opened:
+            await store.close()

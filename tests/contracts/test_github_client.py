@@ -36,6 +36,8 @@ from gibil_bot.model import (
     Priority,
     ReactionUpdate,
     Repository,
+    ReviewComment,
+    ReviewUpdate,
     UnusableFile,
 )
 from gibil_bot.planning.schema import parse_workflow
@@ -44,6 +46,7 @@ from tests.doubles.patience import patient
 
 REPO = "ada/engine"
 MARKER = "<!-- gibil:1:1:test -->"
+REVIEW = "<!-- gibil-review:00ff -->"
 
 
 @dataclass
@@ -97,6 +100,17 @@ class Scene:
     def reaction(self, comment_id: int, content: str, *, is_review_comment: bool = False) -> Notification:
         update = ReactionUpdate(comment_id=comment_id, is_review_comment=is_review_comment, content=content)
         return self.notification(f"reaction:{comment_id}:{content}", update)
+
+    def review(self, *comments: ReviewComment, **changes: Any) -> Notification:
+        update = ReviewUpdate(
+            number=self.number,
+            marker=REVIEW,
+            commit_sha=self.sha,
+            body=f"{REVIEW}\nSee the lines.",
+            without_lines=f"{REVIEW}\nREADME.md, line 1: faster?",
+            comments=comments,
+        )
+        return self.notification("review:00ff", replace(update, **changes))
 
     def notification(self, key: str, update: NotificationUpdate) -> Notification:
         return Notification(key=key, installation_id=self.installation, repository=REPO, update=update)
@@ -580,6 +594,69 @@ async def test_a_reaction_may_be_published_twice(scene: Scene, is_review_comment
     first = await scene.client.publish(due(notification))
     assert await scene.client.publish(due(notification, attempts=1)) == first
     assert [reaction.content for reaction in scene.github.reactions(comment.id)] == ["eyes"]
+
+
+ON_LINE_1 = ReviewComment(path="README.md", line=1, body="faster?")
+
+
+async def test_a_review_comments_on_lines_of_both_sides_and_decides_nothing(scene: Scene) -> None:
+    lines = {"f.txt": "".join(f"{n}\n" for n in range(30))}
+    await scene.github.push(REPO, "main", lines)
+    number = await scene.github.open_pull_request(REPO, "edit", {"f.txt": lines["f.txt"].replace("20\n", "twenty\n")}, "ada")
+    comments = (
+        ReviewComment(path="f.txt", line=22, start_line=21, body="both"),
+        ReviewComment(path="f.txt", line=21, side="LEFT", body="gone"),
+    )
+    sha = scene.github.head_sha(REPO, number)
+    new = await scene.client.publish(due(scene.review(*comments, number=number, commit_sha=sha)))
+    (review,) = scene.github.reviews(REPO, number)
+    assert (review.id, review.state, review.commit_sha, review.body) == (new, "commented", sha, f"{REVIEW}\nSee the lines.")
+    placed = [comment.lines for comment in scene.github.comments(REPO, number) if comment.lines is not None]
+    assert [(each.review, each.start_line, each.line, each.side) for each in placed] == [
+        (new, 21, 22, "RIGHT"),
+        (new, None, 21, "LEFT"),
+    ]
+
+
+@pytest.mark.parametrize("kind", FAILURES_AFTER)
+async def test_a_review_whose_response_was_lost_is_not_submitted_twice(scene: Scene, kind: str) -> None:
+    scene.github.fault("POST", "/reviews$", kind, seconds=2)
+    async with client_of(scene.github, scene.clock, read_timeout_s=0.3) as client:
+        with pytest.raises(GitHubError):
+            await client.publish(due(scene.review(ON_LINE_1)))
+        number = await client.publish(due(scene.review(ON_LINE_1), attempts=1))
+    assert [review.id for review in scene.github.reviews(REPO, scene.number)] == [number]
+    assert await scene.client.publish(due(scene.review(), remote_id=number, attempts=2)) == number
+    assert scene.asked("POST", "/reviews") == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ReviewComment(path="README.md", line=99, body="x"),
+        ReviewComment(path="missing.md", line=1, body="x"),
+        ReviewComment(path="README.md", line=1, start_line=0, body="x"),
+    ],
+)
+async def test_a_line_outside_of_the_diff_moves_all_comments_to_the_reviews_text(scene: Scene, wrong: ReviewComment) -> None:
+    number = await scene.client.publish(due(scene.review(ON_LINE_1, wrong)))
+    (review,) = scene.github.reviews(REPO, scene.number)
+    assert (review.id, review.body) == (number, f"{REVIEW}\nREADME.md, line 1: faster?")
+    assert scene.github.comments(REPO, scene.number) == []
+
+
+async def test_a_review_of_a_commit_that_was_replaced_has_no_lines(scene: Scene) -> None:
+    await scene.github.push(REPO, "faster", {"README.md": "Another engine\n"}, force=True)
+    await scene.client.publish(due(scene.review(ON_LINE_1)))
+    (review,) = scene.github.reviews(REPO, scene.number)
+    assert (review.state, review.body) == ("commented", f"{REVIEW}\nREADME.md, line 1: faster?")
+    assert review.commit_sha == scene.github.head_sha(REPO, scene.number)
+
+
+async def test_another_users_review_with_the_marker_is_not_mistaken_for_the_apps(scene: Scene) -> None:
+    theirs = scene.github.review(REPO, scene.number, "eve", f"{REVIEW}\nmine!")
+    number = await scene.client.publish(due(scene.review(ON_LINE_1), attempts=1))
+    assert number not in (None, theirs.id)
 
 
 async def test_a_permanently_rejected_write_is_not_retried(scene: Scene) -> None:

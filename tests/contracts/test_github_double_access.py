@@ -116,7 +116,7 @@ async def test_a_tokens_permissions_can_only_be_reduced(tmp_path: Path) -> None:
     async with signed_in(tmp_path) as app:
         path = f"/app/installations/{app.github.installation(REPOSITORY).id}/access_tokens"
         for wanted in (
-            {"permissions": {"contents": "write"}},
+            {"permissions": {"contents": "admin"}},
             {"permissions": {"administration": "read"}},
             {"repository_ids": [5]},
             {"repositories": ["nothing"]},

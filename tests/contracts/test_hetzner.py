@@ -455,3 +455,11 @@ async def test_servers_that_cannot_be_reused_are_deleted(double: HetznerDouble, 
     second = await thrifty.create(spec("second", labels={"repository": "7"}))
     assert second.id != first.id
     assert [str(number) for number in double.state.servers] == [second.id]
+
+
+async def test_a_server_behind_the_firewall_of_agents_is_not_reused(double: HetznerDouble, thrifty: HetznerProvider) -> None:
+    await thrifty.create(spec("first", labels={"repository": "7"}))
+    (server,) = double.state.servers.values()
+    server["public_net"]["firewalls"].append({"id": 7, "status": "applied"})
+    await thrifty.destroy("first")
+    assert double.state.servers == {}

@@ -1,10 +1,9 @@
-"""The contract of ports.Store, for every adapter. To test another adapter, add a parameter to `database`."""
+"""The contract of ports.Store, over every database (doubles/databases.py)."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Literal, cast, get_args
 
 import pytest
@@ -24,31 +23,35 @@ from gibil_bot.model import (
     MergeGroupChecked,
     Notification,
     NotificationUpdate,
+    PatchRequested,
     Person,
     Priority,
     PullRequestChanged,
     ReactionUpdate,
     RerunRequested,
+    ReviewComment,
+    ReviewUpdate,
+    RunRequested,
     RunState,
     Spending,
     TaskResult,
     TaskStatus,
 )
 from gibil_bot.ports import DeliveryOutcome, Store
-from gibil_bot.runs.sqlite.store import open_store
 from tests.contracts.store_nouns import DAY_S, Clock, command, comment, delivery, handle, new_run, queue, unread
+from tests.doubles.databases import open_store
 from tests.doubles.patience import patient
 
 Open = Callable[[], Awaitable[Store]]
 
 
-@pytest.fixture(params=["sqlite"])
-async def database(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> AsyncIterator[Open]:
+@pytest.fixture
+async def database(database_url: str, clock: Clock) -> AsyncIterator[Open]:
     """Open stores on one database, as several processes would."""
     opened: list[Store] = []
 
     async def open_one() -> Store:
-        store: Store = await open_store(f"sqlite:///{tmp_path / 'gibil.db'}", exclusive=False, clock=clock)
+        store: Store = await open_store(database_url, clock=clock)
         opened.append(store)
         return store
 
@@ -111,10 +114,20 @@ EVENTS = (
     RerunRequested(
         installation_id=99, repository=command().repository, head_sha="a" * 40, external_id=None, sender=Person(login="ada")
     ),
+    PatchRequested(installation_id=99, repository=command().repository, run_id="r1", sender=Person(login="ada")),
     BranchPushed(
         repository=command().repository, branch="main", sha="a" * 40, pusher=Person(login="ada"), at=delivery().received_at
     ),
     MergeGroupChecked(installation_id=99, repository=command().repository, head_sha="a" * 40, base_ref="main"),
+    RunRequested(
+        installation_id=99,
+        repository=command().repository,
+        number=7,
+        person=Person(login="ada"),
+        workflow="test",
+        inputs={"args": "-k ✓"},
+        head_sha="a" * 40,
+    ),
     Ignored(reason="a comment without a command"),
 )
 
@@ -167,6 +180,54 @@ async def test_a_claimed_delivery_is_not_claimed_again_until_its_lease_expires(
     assert await other.inbox.claim("b", limit=9, lease_s=60) == []
     clock.advance(1)
     assert [one.attempts for one in await other.inbox.claim("b", limit=9, lease_s=60)] == [2]
+
+
+async def test_only_one_process_at_a_time_works_on_the_deliveries_of_a_repository(
+    store: Store, other: Store, clock: Clock
+) -> None:
+    for guid, repository in (("1", 1), ("2", 1), ("3", 2), ("4", 1)):
+        await store.inbox.accept(delivery(guid, command(repository=repository)))
+    cancel = replace(delivery("cancel", command("/gibil cancel")), cancels=True)
+
+    async def guids(owner: str, limit: int = 10) -> list[str]:
+        inbox = (store if owner == "a" else other).inbox
+        return [each.guid for each in await inbox.claim(owner, limit=limit, cancels=10, lease_s=60)]
+
+    assert await guids("a", 1) == ["1"]
+    await store.inbox.accept(cancel)
+    assert await guids("b") == ["cancel", "3"]
+    assert await guids("a") == ["2", "4"]
+    for guid in ("1", "2"):
+        await store.inbox.complete("a", guid, DeliveryOutcome())
+    await store.inbox.postpone("a", "4", "later", delay_s=5)
+    await store.inbox.accept(delivery("5"))
+    assert await guids("b") == ["5"]
+    clock.advance(61)
+    assert await guids("a") == ["cancel", "3", "4", "5"]
+
+
+async def test_a_process_claims_again_what_it_does_not_hold(store: Store, other: Store, clock: Clock) -> None:
+    """The result of a claim may be lost together with the connection."""
+    cancel = replace(delivery("cancel", command("/gibil cancel")), cancels=True)
+    for sent in (delivery("1"), delivery("2"), cancel):
+        await store.inbox.accept(sent)
+
+    async def claims(owner: str, limit: int, held: tuple[str, ...]) -> list[tuple[str, int]]:
+        inbox = (store if owner == "a" else other).inbox
+        found = await inbox.claim(owner, limit=limit, cancels=limit, lease_s=60, held=held)
+        return [(each.guid, each.attempts) for each in found]
+
+    assert await claims("a", 9, ()) == [("cancel", 1), ("1", 1), ("2", 1)]
+    await store.inbox.accept(delivery("3"))
+    assert await claims("b", 9, ()) == []
+    assert await claims("a", 1, ("cancel",)) == [("1", 2)]  # before later deliveries
+    assert await claims("a", 9, ("cancel", "1")) == [("2", 2), ("3", 1)]
+    await store.inbox.complete("a", "1", DeliveryOutcome())
+    await store.inbox.postpone("a", "2", "later", delay_s=90)
+    assert await claims("a", 9, ()) == [("cancel", 2), ("3", 2)]
+    clock.advance(61)
+    assert await claims("a", 9, ("cancel", "3")) == []  # its lease has expired, but it is held
+    assert await claims("b", 9, ()) == [("cancel", 3), ("3", 3)]
 
 
 async def test_a_delivery_claimed_by_another_process_cannot_be_completed_or_postponed(
@@ -332,6 +393,17 @@ UPDATES = (
         name="n", head_sha="a" * 40, external_id="e", status="queued", output=CheckRunOutput(title="t", summary="s")
     ),
     CommentUpdate(number=7, marker="<!-- m -->", body="<!-- m -->", only_if_exists=True),
+    ReviewUpdate(
+        number=7,
+        marker="<!-- r -->",
+        commit_sha="a" * 40,
+        body="<!-- r -->",
+        without_lines="<!-- r --> x",
+        comments=(
+            ReviewComment(path="a.py", line=3, body="x", side="LEFT"),
+            ReviewComment(path="a.py", line=3, start_line=1, body="y"),
+        ),
+    ),
     ReactionUpdate(comment_id=5, is_review_comment=False, content="eyes"),
 )
 
@@ -409,7 +481,6 @@ async def test_a_remote_id_is_stored_although_the_lease_expired(store: Store, ot
     assert found is not None
     assert (found[0].remote_id, found[1]) == (4711, False)
     await other.outbox.published("b", fast, None)
-    await store.outbox.published("a", slow, None)
     found = await store.outbox.get(comment().key)
     assert found is not None
     assert found[1]
@@ -430,6 +501,22 @@ async def test_a_failed_publication_is_due_again_later(store: Store, other: Stor
     found = await store.outbox.get(comment().key)
     assert found is not None
     assert found[1:] == (True, None)
+
+
+async def test_the_newest_revision_is_published_again_after_an_older_one_arrived_late(
+    store: Store, other: Store, clock: Clock
+) -> None:
+    await store.outbox.record([comment(body="older")])
+    (late,) = await due(store)
+    clock.advance(DAY_S)  # the lease ends while the request is in progress
+    await store.outbox.record([comment(body="newer")])
+    (newest,) = await other.outbox.claim("b", limit=9, lease_s=60)
+    await other.outbox.published("b", newest, 1)
+    await store.outbox.published("a", late, 1)
+    (again,) = await due(store)
+    assert again.notification == newest.notification
+    await store.outbox.published("a", again, 1)
+    assert await due(store) == []
 
 
 async def test_a_rejected_notification_is_dropped_until_its_body_changes(store: Store, clock: Clock) -> None:
@@ -487,6 +574,19 @@ async def test_a_valid_claim_can_record_notifications(store: Store) -> None:
 # Counts, signals, pruning and closing
 
 
+async def test_a_queue_position_is_not_recorded_for_a_run_that_was_claimed_meanwhile(store: Store, other: Store) -> None:
+    await queue(store, new_run("r1"), new_run("r2", number=8))
+    claimed = await claim(other)
+    await other.runs.finish(claimed, Conclusion.SUCCESS, [comment("check:r1", "success")])
+    await store.runs.record_queued({each: comment(f"check:{each}", "queued") for each in ("r1", "r2", "r3")})
+    assert {each.notification.key: bodies(each) for each in await due(store)} == {"check:r1": "success", "check:r2": "queued"}
+
+
+def bodies(one: DueNotification) -> str:
+    assert isinstance(one.notification.update, CommentUpdate)
+    return one.notification.update.body.rpartition(" ")[2]
+
+
 async def test_all_states_are_counted(store: Store, other: Store) -> None:
     assert set((await store.counts()).values()) == {0}
     await queue(store, new_run("r1"), new_run("r2"), new_run("r3"))
@@ -509,21 +609,21 @@ async def test_a_write_wakes_every_waiter_of_its_topic(store: Store) -> None:
     waiters = {
         "deliveries": [store.inbox.changed(), store.inbox.changed()],
         "runs": [store.runs.changed(), store.runs.changed()],
-        "tellings": [store.outbox.changed(), store.outbox.changed()],
+        "notifications": [store.outbox.changed(), store.outbox.changed()],
     }
 
     async def woken() -> dict[str, set[bool]]:
         return {topic: {await signal.wait(0) for signal in signals} for topic, signals in waiters.items()}
 
-    assert await woken() == {"deliveries": {False}, "runs": {False}, "tellings": {False}}
+    assert await woken() == {"deliveries": {False}, "runs": {False}, "notifications": {False}}
     await store.inbox.accept(delivery())
-    assert await woken() == {"deliveries": {True}, "runs": {False}, "tellings": {False}}
-    assert await woken() == {"deliveries": {False}, "runs": {False}, "tellings": {False}}
+    assert await woken() == {"deliveries": {True}, "runs": {False}, "notifications": {False}}
+    assert await woken() == {"deliveries": {False}, "runs": {False}, "notifications": {False}}
     await store.inbox.claim("a", limit=1, lease_s=60)
     await store.inbox.complete("a", "guid-1", DeliveryOutcome(runs=[new_run("r1")], notifications=[comment()]))
-    assert await woken() == {"deliveries": {True}, "runs": {True}, "tellings": {True}}
+    assert await woken() == {"deliveries": {True}, "runs": {True}, "notifications": {True}}
     await store.runs.request_cancel("r1", "cancelled by ada")
-    assert await woken() == {"deliveries": {False}, "runs": {True}, "tellings": {False}}
+    assert await woken() == {"deliveries": {False}, "runs": {True}, "notifications": {False}}
 
 
 async def test_a_waiter_sleeps_until_the_write(store: Store) -> None:
@@ -582,20 +682,26 @@ async def test_prune_deletes_old_rows_and_keeps_the_others(store: Store, clock: 
         return {guid: one[0].payload if one else None for guid, one in found.items()}
 
     whole = unread().payload
-    assert await store.prune() > 0
+    assert sum((await store.prune()).values()) > 0
     assert await payloads() == {"failed": whole, "read later": b"", "for old": b"", "for new": b"", "unhandled": b""}
     assert not await store.inbox.accept(delivery("for old"))
     assert await store.runs.get("old") is not None
 
     clock.advance(83 * DAY_S)
-    assert await store.prune() > 0
+    deleted = await store.prune()
+    assert {kind: number for kind, number in deleted.items() if number} == {
+        "payloads": 1,
+        "deliveries": 4,
+        "runs": 1,
+        "notifications": 1,
+    }
     assert await payloads() == {"failed": None, "read later": None, "for old": None, "for new": b"", "unhandled": b""}
     assert await store.runs.get("old") is None
     assert await store.runs.task_results("old", 1) == []
     assert {run.id for run in await store.runs.unfinished()} == {"unfinished", "new"}
     kept = [key for key in (comment().key, "check:old", "check:unpublished") if await store.outbox.get(key) is not None]
     assert kept == [comment().key, "check:unpublished"]
-    assert await store.prune() == 0
+    assert sum((await store.prune()).values()) == 0
 
 
 async def test_a_closed_store_raises_and_can_be_closed_again(store: Store) -> None:
@@ -760,6 +866,15 @@ async def test_a_clock_that_was_set_back_blocks_no_requester(store: Store, clock
 
 async def test_full_buckets_are_deleted(store: Store, clock: Clock) -> None:
     await store.inbox.spend("ada", cost=1, capacity=1, per_s=1)
-    assert await store.prune() == 0
+    assert sum((await store.prune()).values()) == 0
     clock.advance(1)
-    assert await store.prune() == 1
+    assert sum((await store.prune()).values()) == 1
+
+
+async def test_the_first_of_several_values_is_agreed_on_until_it_is_replaced(database: Open) -> None:
+    stores = [await database() for _ in range(3)]
+    answers = await asyncio.gather(*(store.agree("key", f"value {index}") for index, store in enumerate(stores)))
+    assert len(set(answers)) == 1
+    assert await stores[0].agree("another key", "x") == "x"
+    assert await stores[1].agree("key", "other", replace=True) == "other"
+    assert await stores[2].agree("key", "value") == "other"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -12,15 +11,16 @@ from gibil_bot.errors import ClaimLost
 from gibil_bot.model import Claim, Conclusion, Run, RunState
 from gibil_bot.ports import RunStore
 from tests.contracts.store_nouns import Clock, Queue, RunStoreAdapter, new_run, run_store_adapter
+from tests.doubles.databases import DATABASES
 
 LEASE_S = 60.0
 SLOTS = 3
 REPOSITORIES = 4
 
 
-@pytest.fixture(params=["sqlite", "memory"])
-async def adapter(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> AsyncIterator[RunStoreAdapter]:
-    async with run_store_adapter(request.param, tmp_path, clock) as opened:
+@pytest.fixture(params=[*DATABASES, "memory"])
+async def adapter(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator[RunStoreAdapter]:
+    async with run_store_adapter(request.param, request, clock) as opened:
         yield opened
 
 

@@ -5,20 +5,30 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
 from gibil_bot.errors import ClaimLost
-from gibil_bot.model import Claim, Conclusion, DetectedProject, Quote, RunState, TaskPlan, TaskResult, TaskStatus
+from gibil_bot.model import (
+    Claim,
+    CommitProgress,
+    Conclusion,
+    DetectedProject,
+    Quote,
+    RunState,
+    TaskPlan,
+    TaskResult,
+    TaskStatus,
+)
 from gibil_bot.ports import RunStore
 from tests.contracts.store_nouns import DAY_S, Clock, Queue, RunStoreAdapter, comment, new_run, run_store_adapter
+from tests.doubles.databases import DATABASES
 
 
-@pytest.fixture(params=["sqlite", "memory"])
-async def adapter(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> AsyncIterator[RunStoreAdapter]:
-    async with run_store_adapter(request.param, tmp_path, clock) as opened:
+@pytest.fixture(params=[*DATABASES, "memory"])
+async def adapter(request: pytest.FixtureRequest, clock: Clock) -> AsyncIterator[RunStoreAdapter]:
+    async with run_store_adapter(request.param, request, clock) as opened:
         yield opened
 
 
@@ -287,6 +297,25 @@ async def test_the_plan_with_its_detected_tasks_is_what_the_next_process_continu
     assert (await claim(other, "b")).run.plan == plan
 
 
+async def test_the_progress_of_commits_is_what_the_next_process_continues(
+    runs: RunStore, queue: Queue, other: RunStore
+) -> None:
+    await queue(new_run("r1"))
+    claimed = await claim(runs)
+    assert claimed.run.commit is None
+    progress = CommitProgress(
+        phase="created", repository="o/p", branch="topic", expected="a" * 40, created="b" * 40, patch=True, commits=2,
+        files=3, bytes=4, dropped=("x",), message="one was left out",
+    )  # fmt: skip
+    await runs.save_commit(claimed, replace(progress, phase="collected", created=None))
+    await runs.save_commit(claimed, progress)
+    run = await other.get("r1")
+    assert run is not None
+    assert run.commit == progress
+    await runs.release(claimed)
+    assert (await claim(other, "b")).run.commit == progress
+
+
 async def test_task_results_are_replaced_and_listed_in_order_for_each_machine(
     runs: RunStore, queue: Queue, other: RunStore
 ) -> None:
@@ -339,6 +368,7 @@ async def test_a_stale_claim_cannot_write(runs: RunStore, other: RunStore, queue
         lambda: runs.save_machine(stale, "gibil-x", 3),
         lambda: runs.save_note(stale, "a note"),
         lambda: runs.save_plan(stale, replace(held.run.plan, title="another")),
+        lambda: runs.save_commit(stale, CommitProgress(phase="created")),
         lambda: runs.save_task(stale, TaskResult(index=0, machine_attempt=1, name="t", status=TaskStatus.RUNNING)),
         lambda: runs.bind_secrets(stale, "f"),
         lambda: runs.record(stale, [comment()]),

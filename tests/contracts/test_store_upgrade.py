@@ -29,7 +29,8 @@ from gibil_bot.model import (
 )
 from gibil_bot.ports import GitHub
 from gibil_bot.runs.intake import Intake
-from gibil_bot.runs.sqlite.store import SqliteStore, open_store
+from gibil_bot.runs.sql.store import SqlStore
+from gibil_bot.runs.sqlite.store import open_store
 from tests.contracts.store_nouns import delivery, intake_policy, new_run, run_id
 from tests.doubles.patience import patient
 
@@ -39,7 +40,7 @@ WORKFLOW = b"on: {command: build}\ninputs: {browser: {default: firefox}}\ntasks:
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
+async def store(tmp_path: Path) -> AsyncIterator[SqlStore]:
     db = sqlite3.connect(tmp_path / "gibil.db")
     db.executescript(SAMPLE.read_text())
     db.close()
@@ -48,7 +49,7 @@ async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
     await opened.close()
 
 
-async def test_deliveries_without_an_event_keep_their_payload_until_they_are_handled(store: SqliteStore) -> None:
+async def test_deliveries_without_an_event_keep_their_payload_until_they_are_handled(store: SqlStore) -> None:
     found = await store.inbox.get("guid-command")
     assert found is not None
     delivery, handled, _ = found
@@ -76,7 +77,7 @@ class OneWriter:
         return None
 
 
-async def test_stored_payloads_are_decoded_and_handled(store: SqliteStore) -> None:
+async def test_stored_payloads_are_decoded_and_handled(store: SqlStore) -> None:
     found = await store.inbox.get("guid-command")
     assert found is not None
     signal = store.inbox.changed()
@@ -101,7 +102,7 @@ async def test_stored_payloads_are_decoded_and_handled(store: SqliteStore) -> No
     )
 
 
-async def test_recorded_notifications_of_each_kind_are_published(store: SqliteStore) -> None:
+async def test_recorded_notifications_of_each_kind_are_published(store: SqlStore) -> None:
     due = await store.outbox.claim("new", limit=20, lease_s=60)
     updates = {one.notification.key: one.notification.update for one in due}
     assert {key: type(update).__name__ for key, update in updates.items()} == {
@@ -131,7 +132,7 @@ async def test_recorded_notifications_of_each_kind_are_published(store: SqliteSt
     assert [found[0].revision for found in again if found] == [one.revision for one in due]
 
 
-async def test_a_running_run_is_continued_and_a_queued_one_starts(store: SqliteStore) -> None:
+async def test_a_running_run_is_continued_and_a_queued_one_starts(store: SqlStore) -> None:
     running = await store.runs.claim("new", lease_s=60, max_machines=9)
     assert running is not None
     run = running.run
@@ -151,20 +152,20 @@ async def test_a_running_run_is_continued_and_a_queued_one_starts(store: SqliteS
     assert (queued.run.id, queued.run.plan.workflow, queued.run.source.trust) == ("00000000000000b2", "test", Trust.TRUSTED)
 
 
-async def test_recorded_heads_and_approvals_remain(store: SqliteStore) -> None:
+async def test_recorded_heads_and_approvals_remain(store: SqlStore) -> None:
     history = await store.inbox.head_history(1, 7, HEAD)
     assert [(seen.action, seen.pusher) for seen in history.heads] == [("opened", None), ("synchronize", Person(login="ada"))]
     assert [push.branch for push in history.pushes] == ["notes/g"]
     assert [(approval.by, approval.sha) for approval in history.approvals] == [("ada", HEAD)]
 
 
-async def test_one_undecodable_row_does_not_stop_the_others(store: SqliteStore, tmp_path: Path) -> None:
+async def test_one_undecodable_row_does_not_stop_the_others(store: SqlStore, tmp_path: Path) -> None:
     """As after a downgrade, or after a mistake in a new field."""
     await store.inbox.accept(delivery("guid-odd"))
     await store.inbox.accept(delivery("guid-good"))
     db = sqlite3.connect(tmp_path / "gibil.db")
     db.execute("update deliveries set content = ? where guid = 'guid-odd'", (b'{"type":"unheard_of"}',))
-    db.execute("update tellings set body = ? where key = 'check:00000000000000b2'", (b'{"name":"n"}',))
+    db.execute("update notifications set body = ? where key = 'check:00000000000000b2'", (b'{"name":"n"}',))
     db.commit()
     db.close()
     found = {one.guid: one.event for one in await store.inbox.claim("new", limit=9, lease_s=60)}

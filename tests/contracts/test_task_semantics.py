@@ -83,8 +83,8 @@ class Prefixed:
     async def wait(self, job_id: str) -> Exit:
         return await self._shell.wait(self._prefix + job_id)
 
-    async def kill(self, job_id: str) -> None:
-        await self._shell.kill(self._prefix + job_id)
+    async def kill(self, job_id: str, *, grace_s: float = 5.0) -> None:
+        await self._shell.kill(self._prefix + job_id, grace_s=grace_s)
 
 
 class Restart(Exception):

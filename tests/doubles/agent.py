@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,3 +134,16 @@ def agent_of(line: CommandLine) -> Iterator[Agent]:
         yield agent
     finally:
         agent.close()
+
+
+@contextlib.contextmanager
+def over_http(line: CommandLine) -> Iterator[dict[str, Any]]:
+    """Start `gibil mcp --http`; yield its URL and the headers of a client."""
+    token = line.json("token", "create", "ada", "--scope", "machines")["token"]
+    process = line.start("mcp", "--http", "--port", "0", "--json", stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        yield {"url": json.loads(process.stdout.readline())["url"], "headers": {"Authorization": f"Bearer {token}"}}
+    finally:
+        process.terminate()
+        assert process.wait(timeout=patient(30)) == 0

@@ -15,6 +15,7 @@ from typing import Any
 
 from gibil_bot.providers.local.paths import LocalPaths
 from tests.doubles import prefork
+from tests.doubles.json_output import check_output
 from tests.doubles.machines import lend, take_back
 from tests.doubles.patience import patient
 from tests.doubles.repositories import ADA
@@ -48,11 +49,14 @@ class CommandLine:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_OURS)}
         path = f"{self.folder}/bin:{os.environ['PATH']}"
         ours = {"PATH": path, "HOME": str(self.folder / "home"), "GIBIL_DATA_DIR": str(self.data_dir), "NO_COLOR": "1"}
+        ours["GIBIL_CONNECTION_IDLE"] = "0"  # no process is left behind
         return {**kept, **ours, **ADA, **self.settings, **more}
 
     def gibil(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-        """Run the command, forked by prefork.py."""
-        return prefork.run(arguments, env=self.environment(**more), cwd=self.here, timeout=patient(120))
+        """Run the command, forked by prefork.py. Its JSON output has to agree with `gibil schema`."""
+        done = prefork.run(arguments, env=self.environment(**more), cwd=self.here, timeout=patient(120))
+        check_output(arguments, done.stdout)
+        return done
 
     def many(
         self, calls: Sequence[Sequence[str]], *, stdout: str = "kept", stderr: str = "kept", **more: str
@@ -75,9 +79,11 @@ class CommandLine:
                     return opened.enter_context(open("/dev/full", "wb", buffering=0))
                 return {"kept": subprocess.PIPE, "closed": None}[how]
 
-            return prefork.run(
+            done = prefork.run(
                 call, env=environment, cwd=self.here, stdout=stream(stdout), stderr=stream(stderr), timeout=patient(120)
             )
+            check_output(call, done.stdout)
+            return done
 
     def start(self, *arguments: str, **more: Any) -> prefork.Forked:
         """Start the command, forked by prefork.py, in a new process group. `more`: env, cwd, stdin, stdout, stderr."""

@@ -25,10 +25,13 @@ with every object closed (hetzner_schema.py): a request that differs is answered
 | `GET /actions` needs `id` and has no pages | documented | changelog, 2025-01-30 |
 | label selectors; grammar of keys and values, `hetzner.cloud/` is reserved | documented | reference, Labels |
 | a firewall is `pending` on a new server, and `applied` later | reported | hetznercloud/packer-plugin-hcloud#209 |
+| a firewall is applied to a running server, or removed; 422 if it is already | documented | reference, Firewall Actions |
 | 423 `locked` while an action runs | documented | reference, Errors |
 | 423 `locked` right after creation | reported | syself/cluster-api-provider-hetzner#754 |
 | `poweroff` answers with an action that is `running` | reported | jenkinsci/hetzner-cloud-plugin#92 |
 | a server that was off is off after a rebuild (State sets it) | inferred | reference, Rebuild a Server |
+| a snapshot is `creating`, then `available` with its `image_size`, for which it is billed | documented | reference, Images |
+| a snapshot's disk must fit the server type: 422 | inferred | reference, Images, `disk_size` |
 | 423 `protected` | documented | reference, Errors |
 | deleting takes a moment (`deleting`), then 404 `not_found` | documented | reference, Servers, `status` |
 | addresses created with a server have `auto_delete` (State sets it) | reported | Linuxfabrik/lfops#72, Hetzner's announcement |

@@ -269,6 +269,33 @@ class Api:
         firewall["rules"] = [{"destination_ips": [], "description": None, **rule} for rule in _body(raw)["rules"]]
         return 201, {"actions": [self.state.action("set_firewall_rules", ("firewall", number), status="success")]}
 
+    async def apply_firewall(self, request: Request, raw: bytes, number: int) -> tuple[int, Json]:
+        _one(self.state.firewalls, number, "firewall")
+        actions = []
+        for each in _body(raw)["apply_to"]:
+            server = _one(self.state.servers, each["server"]["id"], "server")
+            applied = server["public_net"]["firewalls"]
+            if any(known["id"] == number for known in applied):
+                raise ApiError(422, "firewall_already_applied", "firewall was already applied on resource")
+            applied.append({"id": number, "status": "pending"})
+            actions.append(self.state.action("apply_firewall", ("server", server["id"]), ("firewall", number)))
+            self.state.spawn(self.state.apply_firewalls(server))
+        return 201, {"actions": actions}
+
+    async def remove_firewall(self, request: Request, raw: bytes, number: int) -> tuple[int, Json]:
+        _one(self.state.firewalls, number, "firewall")
+        actions = []
+        for each in _body(raw)["remove_from"]:
+            server = _one(self.state.servers, each["server"]["id"], "server")
+            applied = server["public_net"]["firewalls"]
+            if all(known["id"] != number for known in applied):
+                raise ApiError(422, "firewall_already_removed", "firewall was already removed from the resource")
+            applied[:] = [known for known in applied if known["id"] != number]
+            actions.append(
+                self.state.action("remove_firewall", ("server", server["id"]), ("firewall", number), status="success")
+            )
+        return 201, {"actions": actions}
+
     async def delete_firewall(self, request: Request, raw: bytes, number: int) -> tuple[int, None]:
         _one(self.state.firewalls, number, "firewall")
         used = [each["id"] for server in self.state.servers.values() for each in server["public_net"]["firewalls"]]
@@ -325,10 +352,19 @@ class Api:
         return self._page(request, "locations", catalogue.LOCATIONS)
 
     async def list_images(self, request: Request, raw: bytes) -> tuple[int, Json]:
-        return self._page(request, "images", catalogue.IMAGES)
+        return self._page(request, "images", self.state.images())
 
     async def get_image(self, request: Request, raw: bytes, number: int) -> tuple[int, Json]:
-        return 200, {"image": _one({image["id"]: image for image in catalogue.IMAGES}, number, "image")}
+        return 200, {"image": _one({image["id"]: image for image in self.state.images()}, number, "image")}
+
+    async def create_image(self, request: Request, raw: bytes, number: int) -> tuple[int, Json]:
+        image, action = self.state.create_image(_one(self.state.servers, number, "server"), _body(raw))
+        return 201, {"image": image, "action": action}
+
+    async def delete_image(self, request: Request, raw: bytes, number: int) -> tuple[int, None]:
+        _one(self.state.snapshots, number, "image")  # only snapshots and backups can be deleted
+        del self.state.snapshots[number]
+        return 204, None
 
     async def pricing(self, request: Request, raw: bytes) -> tuple[int, Json]:
         return 200, {"pricing": catalogue.pricing(self.state.types)}
@@ -354,6 +390,8 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/firewalls", Api.list_firewalls),
     ("POST", "/firewalls", Api.create_firewall),
     ("POST", r"/firewalls/(\d+)/actions/set_rules", Api.set_rules),
+    ("POST", r"/firewalls/(\d+)/actions/apply_to_resources", Api.apply_firewall),
+    ("POST", r"/firewalls/(\d+)/actions/remove_from_resources", Api.remove_firewall),
     ("DELETE", r"/firewalls/(\d+)", Api.delete_firewall),
     ("GET", "/ssh_keys", Api.list_keys),
     ("POST", "/ssh_keys", Api.create_key),
@@ -365,6 +403,8 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/locations", Api.list_locations),
     ("GET", "/images", Api.list_images),
     ("GET", r"/images/(\d+)", Api.get_image),
+    ("DELETE", r"/images/(\d+)", Api.delete_image),
+    ("POST", r"/servers/(\d+)/actions/create_image", Api.create_image),
     ("GET", "/pricing", Api.pricing),
     ("GET", r"/datacenters(?:/\d+)?", Api.datacenters),
 )

@@ -125,6 +125,12 @@ _RULE = closed(
     protocol=matches("tcp|udp|icmp|esp|gre", "a protocol"),
     port=matches(r"\d+(-\d+)?", "a port or a range of ports"),
 )
+_RESOURCE = closed(
+    "type",
+    type=matches("server|label_selector", "server or label_selector"),
+    server=closed("id", id=integer),
+    label_selector=closed("selector", selector=text),
+)
 _HOST = matches(HOSTNAME, "a valid hostname as per RFC 1123")
 _NAME = matches(r"(?s).{1,128}", "a name of 1 to 128 characters")
 _SERVER = closed(
@@ -163,11 +169,19 @@ _OPERATIONS: tuple[tuple[str, str, dict[str, Shape], Shape | None], ...] = (
     ("POST", "/servers", {}, _SERVER),
     ("PUT", r"/servers/\d+", {}, closed(name=_HOST, labels=labels)),
     ("POST", r"/servers/\d+/actions/rebuild", {}, closed("image", image=_ID_OR_NAME, user_data=user_data)),
+    (
+        "POST",
+        r"/servers/\d+/actions/create_image",
+        {},
+        closed(description=text, type=matches("snapshot|backup", "a type of images to create"), labels=labels),
+    ),
     ("GET", "/primary_ips", {**_LIST, "ip": text}, None),
     ("PUT", r"/primary_ips/\d+", {}, closed(name=text, labels=labels, auto_delete=boolean)),
     ("GET", "/firewalls", _LIST, None),
     ("POST", "/firewalls", {}, closed("name", name=_NAME, labels=labels, rules=several(_RULE, 50))),
     ("POST", r"/firewalls/\d+/actions/set_rules", {}, closed("rules", rules=several(_RULE, 50))),
+    ("POST", r"/firewalls/\d+/actions/apply_to_resources", {}, closed("apply_to", apply_to=several(_RESOURCE))),
+    ("POST", r"/firewalls/\d+/actions/remove_from_resources", {}, closed("remove_from", remove_from=several(_RESOURCE))),
     ("GET", "/ssh_keys", {**_LIST, "fingerprint": text}, None),
     ("POST", "/ssh_keys", {}, closed("name public_key", name=text, public_key=text, labels=labels)),
     ("GET", "/actions", {"id": _NUMBER, **_PAGES}, None),  # pages are no longer documented; hcloud-go requests them

@@ -105,6 +105,9 @@ class State:
     stopping_s: float = 0.0
     rebuilding_s: float = 0.0
     deleting_s: float = 0.0
+    snapshot_s: float = 0.0
+    snapshot_fails: bool = False
+    """Whether the action `create_image` fails, after which the image is `unavailable` (inferred)."""
     locked_longer_s: float = 0.0
     """How long a server stays locked after its action has ended."""
     firewalls_s: float = 0.0
@@ -138,6 +141,7 @@ class State:
     primary_ips: dict[int, Json] = field(default_factory=dict)
     firewalls: dict[int, Json] = field(default_factory=dict)
     ssh_keys: dict[int, Json] = field(default_factory=dict)
+    snapshots: dict[int, Json] = field(default_factory=dict)
     actions: dict[int, Json] = field(default_factory=dict)
     locked: set[int] = field(default_factory=set)
     guest_names: dict[int, str] = field(default_factory=dict)
@@ -165,6 +169,45 @@ class State:
         }
         self.actions[action["id"]] = action
         return action
+
+    def images(self) -> list[Json]:
+        return [*catalogue.IMAGES, *self.snapshots.values()]
+
+    def create_image(self, server: Json, body: Json) -> tuple[Json, Json]:
+        """https://docs.hetzner.cloud/reference/cloud#server-actions-create-image-from-a-server. Returns (image, action)."""
+        if server["id"] in self.locked:
+            raise LOCKED
+        number = self.new_id()
+        action = self.action("create_image", ("server", server["id"]), ("image", number))
+        image = {
+            **copy.deepcopy(server["image"]),
+            "id": number,
+            "type": body.get("type", "snapshot"),
+            "status": "creating",
+            "name": None,
+            "description": body.get("description") or f"snapshot {self.now()}",
+            "image_size": None,
+            "disk_size": server["server_type"]["disk"],
+            "created": self.now(),
+            "created_from": {"id": server["id"], "name": server["name"]},
+            "rapid_deploy": False,
+            "labels": body.get("labels", {}),
+        }
+        self.snapshots[number] = image
+
+        async def complete() -> None:
+            self.locked.add(server["id"])
+            await asyncio.sleep(self.snapshot_s)
+            self.locked.discard(server["id"])
+            if self.snapshot_fails:
+                image["status"] = "unavailable"
+                self.end(action, ACTION_FAILED)
+            else:
+                image.update(status="available", image_size=2.5)
+                self.end(action)
+
+        self.spawn(complete())
+        return image, action
 
     def end(self, action: Json, error: ApiError | None = None) -> None:
         action |= {"status": "error" if error else "success", "progress": 100, "finished": self.now()}
@@ -273,7 +316,7 @@ class State:
                     self.end(action)
                 else:
                     await self.start(server, action)
-            await self._apply_firewalls(server)
+            await self.apply_firewalls(server)
 
     @contextlib.asynccontextmanager
     async def _locked(self, server: Json) -> AsyncIterator[None]:
@@ -286,7 +329,7 @@ class State:
                 await asyncio.sleep(self.locked_longer_s)
             server["locked"] = False
 
-    async def _apply_firewalls(self, server: Json) -> None:
+    async def apply_firewalls(self, server: Json) -> None:
         if self.firewalls_s < 0:
             return
         await asyncio.sleep(self.firewalls_s)
@@ -422,7 +465,11 @@ class State:
 
     def _image(self, wanted: object, kind: Json) -> Json:
         """Return the first image with this name: whether Hetzner chooses by architecture isn't documented."""
-        image = self._named(catalogue.IMAGES, wanted, "image")
+        image = self._named(self.images(), wanted, "image")
+        if image["status"] != "available":
+            raise unsuitable("image is not available")
+        if kind["disk"] < image["disk_size"]:
+            raise unsuitable("image disk is bigger than server type disk")
         if image["architecture"] != kind["architecture"]:
             raise unsuitable("image has incompatible architecture")
         return image

@@ -12,17 +12,26 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gibil_bot.access_tokens import AccessTokens
 from gibil_bot.config import Settings, load_settings
 from gibil_bot.demo.github_double import GitHubDouble
 from gibil_bot.demo.records import HookDelivery
 from gibil_bot.demo.server import serving
 from gibil_bot.github.api.client import GitHubClient
 from gibil_bot.github.api.session import Session
+from gibil_bot.host_api.client import HostClient
+from gibil_bot.host_api.signing import Signer
+from gibil_bot.mcp_server.http import bot_endpoint
 from gibil_bot.model import Run
 from gibil_bot.providers.keyring import Keyring
 from gibil_bot.runs.intake import Intake
 from gibil_bot.runs.outbox import OutboxPublisher
-from gibil_bot.runs.sqlite.store import SqliteStore, open_store
+from gibil_bot.runs.person_runs import PersonRuns
+from gibil_bot.runs.run_files import RunFiles
+from gibil_bot.runs.sql.store import SqlStore
+from gibil_bot.runs.sqlite.store import open_store
 from gibil_bot.web.app import create_app
 from gibil_bot.wiring import Bot, intake_policy
 from tests.doubles.patience import patient
@@ -33,6 +42,7 @@ WORKFLOWS = {
     "auto.yml": "on: pull_request\nsecrets: [DEPLOY]\ntasks:\n  - {name: only, run: 'true'}\n",
 }
 WITHIN_S = 30.0
+HOST_ID = "0" * 16
 
 
 @dataclass(kw_only=True)
@@ -41,8 +51,13 @@ class IntakeBot:
 
     github: GitHubDouble
     settings: Settings
-    store: SqliteStore
+    store: SqlStore
     client: GitHubClient
+    url: str
+
+    def token(self, login: str, *scopes: str) -> str:
+        """Return a new access token for /mcp."""
+        return AccessTokens(self.settings.data_dir).create(login, scopes or ("runs:read", "runs:write"), 3600)[1]
 
     async def handled(self) -> None:
         """Wait until every delivery is handled and everything is published."""
@@ -142,17 +157,32 @@ async def bot_on(github: GitHubDouble, settings: Settings, database_url: str) ->
         stack.push_async_callback(store.close)
         client = GitHubClient(Session(settings.github_url, settings.github_app_id, settings.github_private_key.reveal()))
         stack.push_async_callback(client.close)
-        policy = intake_policy(settings, Keyring(settings.data_dir))
+        keyring = Keyring(settings.data_dir)
+        policy = intake_policy(settings, keyring)
+        other_hosts = await stack.enter_async_context(HostClient(Signer(keyring.derive("hosts", "files"), HOST_ID)))
+        person_runs = PersonRuns(store, client, policy, RunFiles(settings.data_dir / "logs", HOST_ID, store.hosts, other_hosts))
         parts = [
             asyncio.create_task(Intake(store, client, policy, "the test").run()),
             asyncio.create_task(OutboxPublisher(store.outbox, client, "the test").run()),
         ]
         stack.push_async_callback(_stop, parts)
-        url = await stack.enter_async_context(serving(create_app(Bot(settings=settings, store=store))))
+        it = Bot(settings=settings, store=store, person_runs=person_runs)
+        mcp = _Later()
+        url = await stack.enter_async_context(serving(create_app(it, mcp=mcp)))
+        mcp.app = await stack.enter_async_context(bot_endpoint(it, "127.0.0.1", int(url.rpartition(":")[2])))
         github.webhook_url = f"{url}/webhook"
-        bot = IntakeBot(github=github, settings=settings, store=store, client=client)
+        bot = IntakeBot(github=github, settings=settings, store=store, client=client, url=url)
         yield bot
         await bot.handled()
+
+
+class _Later:
+    """An application that needs its own port, which is known once it is served."""
+
+    app: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
 
 
 async def _stop(parts: list[asyncio.Task[None]]) -> None:

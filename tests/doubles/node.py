@@ -13,6 +13,22 @@ from tests.doubles.patience import patient
 
 MCP_SDK = "@modelcontextprotocol/sdk@1.32.2"
 """The protocol's own client library; exactly one version, so that a red test means a change here."""
+MCP_INSPECTOR = "@modelcontextprotocol/inspector@2.12.0"
+"""The protocol's own tool for trying servers, as a command line."""
+
+CLAUDE_CODE = "@anthropic-ai/claude-code@2.1.197"
+"""The coding agent, whose command line manages MCP servers without an account."""
+
+
+def claude_code(folder: Path) -> Path:
+    """Return the directory of the program `claude`. Skips as `node_folder` does."""
+    node_folder(folder, CLAUDE_CODE)
+    # npm has not run it: it copies the program for this computer from an optional package.
+    script = folder / "node_modules" / "@anthropic-ai" / "claude-code" / "install.cjs"
+    done = subprocess.run(["node", script], cwd=folder, capture_output=True, text=True, timeout=patient(60))
+    if done.returncode != 0:
+        _cannot(f"Claude Code can't be installed here: {(done.stderr or done.stdout).strip()[-500:]}")
+    return folder / "node_modules" / ".bin"
 
 
 def node_folder(folder: Path, *packages: str) -> Path:

@@ -18,6 +18,7 @@ class MemoryProvider:
     `destroy_failures` (how many calls fail), `first_host_keys` (machines boot with the first host key of their spec)."""
 
     name = "memory"
+    is_local = False
 
     def __init__(self) -> None:
         self.machines: dict[str, Machine] = {}

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from gibil_bot.providers.local.egress_policy import allowed_networks
+from gibil_bot.providers.local.egress_proxy import EgressProxy
 from gibil_bot.providers.local.host_network import HostLinks, HostNetwork
 from gibil_bot.providers.local.outbound import RefusalLog
 from tests.doubles.gatekit import egress_proxy
@@ -64,8 +65,10 @@ def look_up(name, server="192.0.0.53", kind=1):
 
 
 class Inside:
-    def __init__(self, process: asyncio.subprocess.Process, control: socket.socket, refusals: RefusalLog) -> None:
-        self._process, self._control, self.refusals = process, control, refusals
+    def __init__(
+        self, process: asyncio.subprocess.Process, control: socket.socket, refusals: RefusalLog, proxy: EgressProxy
+    ) -> None:
+        self._process, self._control, self.refusals, self.proxy = process, control, refusals, proxy
 
     async def python(self, script: str) -> str:
         """Run a script inside, once, and return what it printed."""
@@ -125,8 +128,9 @@ async def routed(*allow: str, **more: Any) -> AsyncIterator[Inside]:
     try:
         async with asyncio.timeout(patient(30)):
             sockets = await _received(ours, process)
-        serving = asyncio.create_task(egress_proxy(allow, refusals=refusals, **more).serve(*sockets))
-        yield Inside(process, ours, refusals)
+        proxy = egress_proxy(allow, refusals=refusals, **more)
+        serving = asyncio.create_task(proxy.serve(*sockets))
+        yield Inside(process, ours, refusals, proxy)
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()

@@ -63,6 +63,9 @@ class _OneKey(asyncssh.SSHServer):
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
         return key == self._key
 
+    def server_requested(self, listen_host: str, listen_port: int) -> bool:
+        return listen_host == "127.0.0.1"
+
 
 @contextlib.asynccontextmanager
 async def inside(home: Path, *, on_login: Callable[[str], None] = lambda user: None) -> AsyncIterator[Server]:

@@ -22,8 +22,9 @@ from gibil_bot.ports import GitHub, Shell
 from gibil_bot.providers.keyring import Keyring
 from gibil_bot.providers.lifecycle import MachineFactory
 from gibil_bot.runs.reaper import Reaper
+from gibil_bot.runs.sql.store import SqlStore
 from gibil_bot.runs.sqlite import database
-from gibil_bot.runs.sqlite.store import SqliteStore, open_store
+from gibil_bot.runs.sqlite.store import open_store
 from gibil_bot.web.app import create_app
 from gibil_bot.wiring import Bot
 from tests.contracts.store_nouns import delivery
@@ -38,7 +39,7 @@ GITHUB_WAITS_S = 10.0
 class DeliveryLog:  # only the two methods of GitHub that are called here
     """GitHub's failed delivery; a request for redelivery stores it."""
 
-    def __init__(self, store: SqliteStore, lost: Delivery) -> None:
+    def __init__(self, store: SqlStore, lost: Delivery) -> None:
         self._store = store
         self._lost = lost
         self.looked = 0
@@ -66,7 +67,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def webhook(store: SqliteStore, folder: Path, lost: asyncio.Event) -> AsyncIterator[httpx.AsyncClient]:
+async def webhook(store: SqlStore, folder: Path, lost: asyncio.Event) -> AsyncIterator[httpx.AsyncClient]:
     settings = Settings(data_dir=folder, database_url="", webhook_secrets=(Secret(SECRET),))
     app = create_app(Bot(settings=settings, store=store, delivery_lost=lost.set))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://bot") as client:

@@ -24,8 +24,9 @@ import pytest
 from gibil_bot.errors import StoreError
 from gibil_bot.model import CommentUpdate, Delivery, Notification
 from gibil_bot.ports import DeliveryOutcome
+from gibil_bot.runs.sql.store import SqlStore
 from gibil_bot.runs.sqlite.checkpointer import LARGE_LOG
-from gibil_bot.runs.sqlite.store import SqliteStore, open_store
+from gibil_bot.runs.sqlite.store import open_store
 from tests.doubles.patience import patient
 
 PATIENCE_S = 30
@@ -78,7 +79,7 @@ def line_of(child: subprocess.Popen[str]) -> str:
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
+async def store(tmp_path: Path) -> AsyncIterator[SqlStore]:
     opened = await open_store(url_of(tmp_path))
     yield opened
     await opened.close()
@@ -297,9 +298,7 @@ async def test_a_damaged_database_is_reported_with_a_remedy(tmp_path: Path) -> N
         await use()
 
 
-async def test_writers_wait_and_readers_continue_while_another_program_locks_the_file(
-    tmp_path: Path, store: SqliteStore
-) -> None:
+async def test_writers_wait_and_readers_continue_while_another_program_locks_the_file(tmp_path: Path, store: SqlStore) -> None:
     await store.inbox.accept(delivery("before"))
     intruder = sqlite3.connect(tmp_path / "gibil.db", isolation_level=None)
     try:
@@ -411,7 +410,7 @@ async def test_a_full_disk_is_reported_with_a_remedy_and_writes_succeed_after_sp
                 child.kill()
 
 
-async def test_the_write_ahead_log_stays_bounded_under_constant_writing(tmp_path: Path, store: SqliteStore) -> None:
+async def test_the_write_ahead_log_stays_bounded_under_constant_writing(tmp_path: Path, store: SqlStore) -> None:
     log = tmp_path / "gibil.db-wal"
     longest = 0
 
@@ -428,7 +427,7 @@ async def test_the_write_ahead_log_stays_bounded_under_constant_writing(tmp_path
 # Threads
 
 
-async def test_a_failing_job_does_not_affect_its_batch(store: SqliteStore) -> None:
+async def test_a_failing_job_does_not_affect_its_batch(store: SqlStore) -> None:
     update = CommentUpdate(number=1, marker="m", body=cast(str, object()))
     bad = Notification(key="k", installation_id=1, repository="ada/engine", update=update)
     good = [store.inbox.accept(delivery(f"guid-{number}")) for number in range(20)]

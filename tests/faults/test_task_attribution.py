@@ -27,7 +27,7 @@ from gibil_bot.model import (
     TaskStatus,
 )
 from gibil_bot.ports import RunRecorder, Shell
-from gibil_bot.runs import execution
+from gibil_bot.runs import execution, job_control
 from gibil_bot.runs.cancellation import Cancellation
 from gibil_bot.runs.execution import Cause, Execution, no_cause
 from gibil_bot.runs.logs import Journal
@@ -91,7 +91,7 @@ class Results:
 @pytest.fixture
 def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Execution]:
     monkeypatch.setattr(execution, "CAUSE_EVERY_S", 0.0)
-    monkeypatch.setattr(execution, "AFTER_KILL_S", 0.1)
+    monkeypatch.setattr(job_control, "AFTER_KILL_S", 0.1)
 
     def execute(shell: Failing, cause: Cause = no_cause, tasks: tuple[TaskPlan, ...] = TASKS) -> Execution:
         new = new_run("r")

@@ -52,7 +52,7 @@ def offered(line: CommandLine, words: str) -> list[str]:
         ("gibil list --provider h", ["hetzner"]),
         ("gibil init --provider l", ["local"]),
         ("gibil create --wait ", ["ready", "tasks"]),
-        ("gibil try project -w ", ["lint", "mine", "test"]),
+        ("gibil try project -w ", ["do", "explain", "fix", "format", "lint", "mine", "review", "test"]),
         ("gibil try -w li", ["lint"]),
         ("gibil completion z", ["zsh"]),
         ("gibil logs absent ", []),

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import httpx
@@ -21,6 +22,7 @@ import pytest
 
 from gibil_bot.demo import demo as demonstration
 from gibil_bot.demo import project
+from gibil_bot.demo.agent_scene import NO_KEY
 from tests.doubles.patience import patient
 
 TOGETHER_S = 110.0
@@ -144,6 +146,63 @@ async def test_a_mistake_is_found_and_reported(room: Path) -> None:
 
 
 @pytest.mark.usefixtures("local_machines")
+async def test_a_commit_comes_back_verified_and_with_its_co_author(room: Path) -> None:
+    async with running(room, "--commit", "--json") as demo:
+        assert await demo.end() == 0
+        text = "\n".join(demo.lines)
+        order = [
+            "ada commented:", "/gibil format", "task format: success", "gibil[bot] pushed", "checked and committed in",
+            "machine destroyed in", "1 commit pushed to reciprocals", "the commit that came back", "by gibil[bot]   ✓ Verified",
+            "Indent with spaces", "Co-authored-by: ada <", "Gibil-Run: ", "changes committed",
+        ]  # fmt: skip
+        places = [text.find(words) for words in order]
+        assert -1 not in places, text
+        assert places == sorted(places), text
+        commit = json.loads(next(line for line in demo.lines if line.startswith('{"check"')))["commit"]
+        assert (commit["verified"], commit["author"], commit["branch"]) == (True, "gibil[bot]", project.BRANCH)
+        assert commit["files"] == ["sexagesimal/reciprocals.py", "tests/test_reciprocals.py"]
+        assert left_behind(room) == []
+
+
+@pytest.mark.usefixtures("local_machines")
+async def test_an_agent_repairs_what_fails_and_its_verified_commit_passes(room: Path) -> None:
+    async with running(room, "--agent", "--json") as demo:
+        assert await demo.end() == 0
+        text = "\n".join(demo.lines)
+        order = [
+            "/gibil test", "task unit tests: failure", "check run gibil / test: failure", "/gibil fix",
+            "task unit tests: failure", "read: sexagesimal/reciprocals.py", "ran: grep", f"    {NO_KEY}",
+            "changed: sexagesimal/reciprocals.py (update)", "-PRIMES = (2, 3)", "+PRIMES = (2, 3, 5)", "agent: PRIMES",
+            "gibil: unit tests, after round 1", "task fix: success", "gibil[bot] pushed", "1 commit pushed to reciprocals (0.0",
+            "/gibil test", "task unit tests: success", "check run gibil / test: success", "by gibil[bot]   ✓ Verified",
+            "Co-authored-by: ada <", "5 calls of the model, ", "2.00 USD (task)", "found none", "task: fix",
+        ]  # fmt: skip
+        place = 0
+        for words in order:
+            place = text.find(words, place)
+            assert place >= 0, f"{words!r} is missing or at another place:\n{text}"
+        view = json.loads(next(line for line in demo.lines if line.startswith('{"check"')))
+        assert (view["check"], view["conclusion"], view["commit"]["verified"]) == ("gibil / fix", "success", True)
+        assert view["commit"]["files"] == ["sexagesimal/reciprocals.py"]
+        agent = view["agent"]
+        assert (agent["engine"], agent["calls"], agent["calls_with_key"], agent["key_left_the_bot"]) == ("small", 5, 5, False)
+        assert Decimal(agent["usd"]) > 0
+        assert left_behind(room) == []
+        assert processes_of(room) == []
+
+
+@pytest.mark.usefixtures("local_machines")
+async def test_ctrl_c_while_an_agent_works_stops_and_removes_everything(room: Path) -> None:
+    async with running(room, "--agent") as demo:
+        await demo.until("read: sexagesimal/reciprocals.py")
+        demo.process.send_signal(signal.SIGINT)
+        assert await demo.end() == 130
+        assert left_behind(room) == []
+        assert processes_of(room) == []
+        assert is_gone(demo.bot_pid)
+
+
+@pytest.mark.usefixtures("local_machines")
 async def test_ctrl_c_during_a_run_stops_and_removes_everything(room: Path) -> None:
     async with running(room) as demo:
         await demo.until("task unit tests")
@@ -201,7 +260,7 @@ async def test_a_closed_terminal_or_pipe_leaves_nothing_behind(room: Path) -> No
         demo.process.send_signal(signal.SIGINT)
         for _ in range(200):  # during the cleanup, which takes a second or two
             with contextlib.suppress(TimeoutError, ProcessLookupError):
-                demo.process.send_signal(signal.SIGHUP)
+                os.kill(demo.process.pid, signal.SIGHUP)  # send_signal would take the exit status from asyncio
                 await asyncio.wait_for(demo.process.wait(), 0.05)
                 break
         assert await demo.process.wait() in (130, 141), "interrupted, or a closed pipe: whichever was noticed first"
@@ -248,7 +307,7 @@ async def test_a_cancelled_demonstration_leaves_nothing_behind(room: Path, monke
 def test_the_projects_own_tests_pass_and_fail_with_the_mistake(tmp_path: Path) -> None:
     for failing in (False, True):
         folder = tmp_path / str(failing)
-        for path, content in (project.base_files() | project.changed_files(failing=failing)).items():
+        for path, content in (project.base_files() | project.changed_files(failing=failing, untidy=True)).items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(content)
         tests = subprocess.run(

@@ -55,4 +55,6 @@ async def test_a_run_goes_on_without_submodules_that_cannot_be_fetched(tmp_path:
         assert results[-1].name == "test"
         assert results[-1].status in (TaskStatus.SUCCESS, TaskStatus.FAILURE), "it ran; some computers have no make"
         assert run.note is not None
+        assert run.plan.detected is not None
+        assert run.plan.detected.missing == "submodules"
         assert "The submodules that the project's CI checks out are missing here. lib can't be fetched:" in run.note

@@ -50,7 +50,9 @@ async def tried(folder: Path, files: dict[str, str], *arguments: str) -> tuple[d
     done = await asyncio.to_thread(prefork.run, command, env=environment, timeout=patient(120))
     assert done.stdout, done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
-    failed = 7 if result["preparation_failed"] else 1
+    detected = result["detected"] or {}
+    is_unprepared = result["preparation_failed"] or detected.get("problem") or result["tasks"][-1]["exit_status"] == 127
+    failed = 7 if is_unprepared else 1
     assert done.returncode == (0 if result["conclusion"] in ("success", "neutral") else failed), done.stderr
     return result, done.stderr
 

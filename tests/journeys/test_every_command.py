@@ -30,7 +30,13 @@ ROWS: dict[str, tuple[Words | None, Words]] = {
     "create": ((), ("--name", "Not_A_Name")),
     "run": (("m", "echo out; echo err >&2"), ("absent", "true")),
     "ssh": (("m",), ("absent",)),
+    "cp": (("bad.yml", "m:copied"), ("absent:file", ".")),
+    "fork": (None, ("absent",)),
+    "template list": ((), ("--nonsense",)),
+    "template create": (None, ("t", "--from", "absent")),
+    "template delete": (("absent",), ()),
     "list": ((), ("--provider", "aws")),
+    "info": (("m",), ("absent",)),
     "extend": (("m", "1m"), ("absent", "1m")),
     "destroy": (("absent",), ()),
     "branch": (("main",), ("absent",)),
@@ -39,22 +45,33 @@ ROWS: dict[str, tuple[Words | None, Words]] = {
     "push": (("m", "--branch", "work"), ("absent",)),
     "pr create": (None, ("absent",)),
     "mcp": (("--print-config",), ()),
+    "token create": (("ada",), ("a b",)),
+    "token list": ((), ("--nonsense",)),
+    "token revoke": (None, ("absent",)),
     "providers": ((), ("--nonsense",)),
+    "engines": ((), ("--nonsense",)),
     "init": ((), ("--provider", "aws")),
     "serve": (None, ("--port", "eighty")),
     "doctor": (None, ()),
     "cache list": ((), ("--nonsense",)),
+    "budget": ((), ("--day", "yesterday")),
+    "db status": ((), ("--nonsense",)),
+    "db migrate": ((), ("--nonsense",)),
+    "db check": ((), ("--nonsense",)),
+    "db prune": ((), ("--nonsense",)),
+    "db export": (None, ("mysql://absent",)),
     "cache clear": ((), ("--nonsense",)),
     "check": (("good.yml",), ("bad.yml",)),
     "detect": ((), ("absent",)),
     "plan": (("good.yml", "--event", "comment.json"), ("good.yml", "--event", "bad.yml")),
     "replay": (("comment.json", "--url", "BOT"), ("bad.yml",)),
+    "schema": ((), ("brew",)),
     "completion": (("bash",), ("tcsh",)),
 }
 """For each command: arguments that succeed, and arguments that fail. A new command needs a row.
 
-`serve` runs until it is stopped, and `pr` needs a GitHub: other tests cover them. `doctor` reports that half of the
-settings is missing.
+`serve` runs until it is stopped, `db export` needs a bot that is stopped, `pr` a GitHub, `token revoke` the id of a token, and
+copies of a disk end what runs on `m`: other tests cover them. `doctor` reports that half of the settings is missing.
 """
 EXPENSIVE = {"demo", "try", "create", "branch", "init", "providers"}
 """They create machines, and print with the same code as the others."""

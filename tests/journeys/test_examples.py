@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import re
 import subprocess
@@ -17,11 +18,22 @@ from gibil_bot.workflows_dir import read_workflows, shipped_workflows
 from tests.doubles.facts import facts
 from tests.doubles.machines import lent_data_dir
 from tests.doubles.patience import patient
+from tests.doubles.repositories import repository
 from tests.doubles.taskshell import run_plan
 
+SDK = Path(__file__).parents[2] / "gibil_bot" / "sdk" / "site"
 EXAMPLES = Path(__file__).parents[2] / "workflows" / "examples"
 WORKFLOWS = sorted(path.name for path in EXAMPLES.glob("*.yml"))
-PROGRAMS = {"one_command.py": r"0 hello from \S+\n", "fleet.py": r"\[0, 1, 4\]\n"}
+PROGRAMS = {
+    "one_command.py": r"0 hello from \S+\n",
+    "one_command_async.py": r"0 hello from \S+\n",
+    "fleet.py": r"\[0, 1, 4\]\n\[0, 0, 0\]\n",
+    "stream.py": r"1\n2\n3\nexit code 4\nCOMMAND_FAILED 2\ntimed out: True\n",
+    "files.py": r"\['1', '2', '3'\]\n1 file uploaded\n\['numbers.txt', 'sum.txt'\]\nsum: 6\n",
+    "jobs.py": r"begins\nends\nexit code 3\n\['exited'\]\n",
+    "fork.py": r"attempt-1 first\nattempt-2 second\nprepared once\n",
+    "push.py": r"gibil/greeter: Add a greeting: greeting.txt\n",
+}
 PREPARED_BY_THE_MACHINE = ("set up", "services")
 
 Status = int | None  # None: skipped
@@ -81,9 +93,9 @@ def test_the_project_file_runs_its_tasks(tmp_path: Path) -> None:
     assert run_example("service.gibil.yml", tmp_path) == {"check the settings": 0, "test": 0}
 
 
-def run_program(name: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def run_program(name: str, environment: dict[str, str], repository: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, EXAMPLES / "sdk" / name],
+        [sys.executable, EXAMPLES / "sdk" / name, *([str(repository)] if name == "push.py" else [])],
         env=environment,
         capture_output=True,
         text=True,
@@ -96,6 +108,10 @@ def run_program(name: str, environment: dict[str, str]) -> subprocess.CompletedP
 async def test_the_programs_print_the_output_of_machines(tmp_path: Path) -> None:
     async with lent_data_dir(tmp_path) as data_dir:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("GIBIL_", "HCLOUD_"))}
-        for program, printed in PROGRAMS.items():
-            done = await asyncio.to_thread(run_program, program, environment | {"GIBIL_DATA_DIR": str(data_dir)})
-            assert re.fullmatch(printed, done.stdout), done.stderr
+        environment |= {"GIBIL_DATA_DIR": str(data_dir), "PYTHONPATH": str(SDK)}
+        engine = repository(tmp_path / "engine", {"README.md": "an engine"})
+        run = functools.partial(run_program, environment=environment, repository=engine)
+        done = await asyncio.gather(*(asyncio.to_thread(run, program) for program in PROGRAMS))
+        for program, ended in zip(PROGRAMS, done, strict=True):
+            assert re.fullmatch(PROGRAMS[program], ended.stdout), (program, ended.stdout, ended.stderr)
+            assert ended.stderr == ""

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import sys
-from ipaddress import ip_address
 
 import pytest
 
 from tests.doubles.commandline import CommandLine
 
 pytestmark = pytest.mark.usefixtures("local_machines")
-
-REGISTRIES = ("pypi.org", "registry.npmjs.org")
 
 GO = {
     "go.mod": "module example.com/sum\n\ngo 1.21\n",
@@ -37,19 +33,6 @@ PYTHON = {
     ),
     ".gibil.yml": "runtime: {python: '@PYTHON@'}\ntasks: [{name: test, run: python3 -m unittest -q}]\n",
 }
-
-
-@pytest.fixture
-def egress() -> str:
-    """Return the list that lets machines reach the registries: empty, or the mirror that replaces them here."""
-    addresses = set()
-    for host in REGISTRIES:
-        try:
-            with socket.create_connection((host, 443), timeout=5) as connection:
-                addresses.add(connection.getpeername()[0])
-        except OSError as error:
-            pytest.skip(f"{host} cannot be reached from here: {error}")
-    return ",".join(sorted(address for address in addresses if not ip_address(address).is_global))
 
 
 def created(line: CommandLine, name: str, egress: str) -> str:

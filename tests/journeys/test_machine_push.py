@@ -86,7 +86,7 @@ def test_a_push_is_never_forced(line: CommandLine) -> None:
         ("mkdir -p .github/actions/x; echo x >.github/actions/x/action.yml", ".github/actions/x/action.yml"),
         ("echo 'tasks: []' >.gibil.yml", ".gibil.yml"),
         ("mkdir -p .gibil/workflows; echo x >.gibil/workflows/t.yml", ".gibil/workflows/t.yml"),
-        ("rm -rf .github; ln -s elsewhere .github", "change .github,"),
+        ("rm -rf .github; ln -s elsewhere .github", ": .github is protected"),
     ],
 )
 def test_changes_of_files_that_control_ci_are_rejected_without_confirmation(line: CommandLine, change: str, path: str) -> None:

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,9 @@ pytestmark = [pytest.mark.usefixtures("local_machines"), pytest.mark.xdist_group
 TOOLS = {
     "create_server", "destroy_server", "list_servers", "extend_server", "vm_bash", "vm_read", "vm_write", "vm_ls", "vm_grep",
     "vm_stats", "vm_edit", "vm_job_status", "vm_job_list", "vm_job_tail", "vm_job_cancel", "vm_sweep_orphans",
+    "fork", "push", "pr_create", "upload", "download", "run_workflow", "get_run", "run_logs", "cancel_run",
 }  # fmt: skip
+WITHOUT_A_MACHINE = {"list_servers", "run_workflow", "get_run", "run_logs", "cancel_run"}
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +73,166 @@ def test_every_tool_has_input_and_output_schemas_and_annotations(agent: Agent) -
         assert tool.description
         assert tool.output_schema["type"] == "object"
         assert all("description" in each for each in tool.input_schema["properties"].values()), name
-        assert ("server" in tool.input_schema["properties"]) == name.startswith("vm_")
+        assert ("server" in tool.input_schema["properties"]) == (name not in WITHOUT_A_MACHINE), name
+        assert not {"name", "machine"} & set(tool.input_schema["properties"]), name
     assert tools["vm_bash"].input_schema["required"] == ["command"]
     readers = {name for name, tool in tools.items() if tool.annotations.read_only_hint}
     assert readers == {
-        "list_servers", "vm_read", "vm_ls", "vm_grep", "vm_stats", "vm_job_status", "vm_job_list", "vm_job_tail"
+        "list_servers", "vm_read", "vm_ls", "vm_grep", "vm_stats", "vm_job_status", "vm_job_list", "vm_job_tail",
+        "get_run", "run_logs",
     }  # fmt: skip
     assert tools["destroy_server"].annotations.destructive_hint is True
+
+
+def test_the_machine_has_one_name_in_all_tools_and_its_old_names_still_work(agent: Agent) -> None:
+    for argument in ("server", "name", "machine"):
+        assert agent.call("vm_bash", command="true", **{argument: "m"})["server"] == "m"
+        assert agent.call("destroy_server", **{argument: "absent"})["name"] == "absent"
+    assert agent.call("vm_bash", command="true", server="m", name="m")["server"] == "m"
+    code, sentence = refusal(agent, "vm_bash", command="true", server="m", name="other")
+    assert (code, sentence) == ("USAGE", "vm_bash: server and name name different machines; use server alone")
+    assert refusal(agent, "destroy_server") == ("USAGE", "destroy_server needs the argument server")
+
+
+def test_half_of_an_emoji_is_answered(line: CommandLine) -> None:
+    process = line.start("mcp", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    opening = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "x", "version": "1"}}
+    call = {"name": "vm_stats", "arguments": {"server": "cut \ud83d"}}
+    for message in (
+        {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": opening},
+        {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call},
+    ):
+        process.stdin.write(json.dumps(message).encode() + b"\n")
+    process.stdin.flush()
+    _, answer = (json.loads(process.stdout.readline()) for _ in range(2))
+    assert (answer["id"], answer["result"]["isError"]) == (1, True)
+    assert answer["result"]["content"][0]["text"].startswith("USAGE: 'cut \ufffd' is not a valid machine name")
+    process.stdin.close()
+    assert process.wait(timeout=patient(20)) == 0
+
+
+def test_files_are_copied_in_both_directions(agent: Agent, line: CommandLine) -> None:
+    content = bytes(range(256)) * 1000
+    (line.here / "tool").write_bytes(content)
+    (line.here / "tool").chmod(0o755)
+    uploaded = agent.call("upload", local_path="tool", path="bin/tool")
+    assert (uploaded["size"], uploaded["files"], uploaded["path"]) == (len(content), 1, "/root/bin/tool")
+    assert agent.call("vm_bash", command="stat -c %a bin/tool")["stdout"] == "755\n"
+    assert agent.call("download", path="bin/tool", local_path="copy")["size"] == len(content)
+    assert (line.here / "copy").read_bytes() == content
+    assert refusal(agent, "download", path="bin/tool", local_path="copy")[0] == "LOCAL_FILE_EXISTS"
+    assert refusal(agent, "upload", local_path="/etc/passwd", path="x")[0] == "LOCAL_FILE"
+    assert refusal(agent, "download", path="nope", local_path="new")[0] == "FILE_NOT_FOUND"
+    (line.here / "site" / "css").mkdir(parents=True)
+    (line.here / "site" / "css" / "a.css").write_text("b {}")
+    (line.here / "site" / "index").symlink_to("css/a.css")
+    sent = agent.call("upload", local_path="site", path="www/site")
+    assert (sent["files"], sent["path"], sent["left_out"]) == (2, "/root/www/site", [])
+    agent.call("vm_bash", command="cd www/site && git init -q && ln -s /etc/passwd out && ln -s .git/config inner; >.envrc")
+    back = agent.call("download", path="www/site", local_path="back")
+    assert (back["files"], back["left_out_total"]) == (3, 3)
+    assert sorted(back["left_out"]) == [
+        ".envrc: it has instructions or settings that agents and tools obey, which a machine may not write",
+        ".git: it is inside .git, whose files git executes or obeys",
+        "out: it is a link to something outside of the copied directory",
+    ]
+    assert sorted(each.name for each in (line.here / "back").iterdir()) == ["css", "index", "inner"]
+    assert (line.here / "back" / "index").read_text() == "b {}"
+    assert refusal(agent, "download", path="www/site", local_path="back")[0] == "LOCAL_FILE_EXISTS"
+    assert not list(line.here.glob(".gibil-*"))
+
+
+def test_copies_of_a_machine_start_from_its_disk_and_it_goes_on(agent: Agent) -> None:
+    agent.call("vm_write", path="/root/state", content="1\n")
+    made = agent.call("fork", new_server="try", count=2)
+    assert (made["forked_from"], [each["name"] for each in made["servers"]]) == ("m", ["try-1", "try-2"])
+    try:
+        for name in ("m", "try-1", "try-2"):
+            assert agent.call("vm_bash", command="cat /root/state; hostname", server=name)["stdout"] == f"1\n{name}\n"
+        job = agent.call("vm_bash", command="sleep 600", background=True, server="m")["job_id"]
+        code, sentence = refusal(agent, "fork", server="m")
+        assert code == "MACHINE_BUSY"
+        assert sentence.startswith("processes run on m (")
+        assert "pass stop=true" in sentence
+        assert agent.call("vm_job_cancel", job_id=job, server="m")["was_running"]
+        assert refusal(agent, "fork", server="absent")[0] == "SERVER_NOT_FOUND"
+        assert refusal(agent, "fork", server="m", new_server="try-1")[0] == "NAME_TAKEN"
+        assert refusal(agent, "fork", server="m", count=21)[0] == "USAGE"
+        assert refusal(agent, "create_server", template="absent")[0] == "TEMPLATE_NOT_FOUND"
+    finally:
+        for name in ("try-1", "try-2"):
+            agent.call("destroy_server", server=name)
+
+
+def test_commits_are_pushed_and_changes_to_workflows_are_not(agent: Agent, line: CommandLine) -> None:
+    origin = line.repository("origin", {"main.py": "print(1)\n"})
+    agent.call("create_server", server="dev", repo=str(origin), wait="ready")
+    try:
+        commit = "git add -A && git commit -qm 'Say two'"
+        agent.call("vm_bash", command=f"echo 'print(2)' > main.py && {commit} && git push -q", server="dev")
+        pushed = agent.call("push", server="dev")
+        waiting = 'git ls-remote "$(git remote get-url --push origin)"'
+        assert "refs/heads/" not in agent.call("vm_bash", command=waiting, server="dev")["stdout"]
+        assert (pushed["branch"], pushed["commits"], pushed["files"]) == ("gibil/dev", 1, ["main.py"])
+        assert line.git(origin, "rev-parse", "gibil/dev") == pushed["commit"]
+        assert line.git(origin, "show", "gibil/dev:main.py") == "print(2)"
+        assert refusal(agent, "pr_create", server="dev")[0] == "USAGE"  # the origin isn't at GitHub
+        agent.call("vm_bash", command=f"echo 'tasks: []' > .gibil.yml && {commit}", server="dev")
+        code, sentence = refusal(agent, "push", server="dev")
+        assert (code, ".gibil.yml" in sentence) == ("NOT_PUSHED", True)
+    finally:
+        agent.call("destroy_server", server="dev")
+
+
+def test_a_workflow_of_a_checkout_runs_with_uncommitted_changes(agent: Agent, line: CommandLine) -> None:
+    file = "on: {command: hello}\ntasks:\n  - {name: only, run: 'cat word; sleep $(cat time)'}\n"
+    checkout = line.repository("checkout", {".gibil/workflows/hello.yml": file, "word": "old\n", "time": "0\n"})
+    (checkout / "word").write_text("new\n")
+    (run,) = agent.call("run_workflow", workflow="hello", path="checkout")["runs"]
+    ended = run_until(agent, run["id"], lambda view: view["state"] == "finished")
+    assert (ended["conclusion"], [task["status"] for task in ended["tasks"]]) == ("success", ["success"])
+    log = agent.call("run_logs", run_id=run["id"], offset=0)
+    assert ("new\n" in log["text"], log["complete"]) == (True, True)
+    assert agent.call("cancel_run", run_id=run["id"])["was_unfinished"] is False
+
+    (checkout / "time").write_text("600\n")
+    (run,) = agent.call("run_workflow", workflow="hello", path="checkout")["runs"]
+    assert agent.call("cancel_run", run_id=run["id"])["was_unfinished"] is True
+    assert run_until(agent, run["id"], lambda view: view["state"] == "finished")["conclusion"] == "cancelled"
+    assert refusal(agent, "run_workflow", path="nope")[0] == "USAGE"
+    assert refusal(agent, "get_run", run_id="nope")[0] == "RUN_NOT_FOUND"
+
+
+def test_the_changes_of_a_workflow_with_commit_are_a_patch_that_applies(agent: Agent, line: CommandLine) -> None:
+    file = (
+        "on: {command: tidy}\ntasks: [{run: 'sed -i s/old/new/ word; echo x >log'}]\n"
+        "commit: {message: Tidy, paths: [word], to: branch, branch: tidied}\n"
+    )
+    checkout = line.repository("tidied", {".gibil/workflows/tidy.yml": file, "word": "very old\n"})
+    (checkout / "word").write_text("old\n")
+    (run,) = agent.call("run_workflow", workflow="tidy", path="tidied")["runs"]
+    assert "commit" not in run
+    ended = run_until(agent, run["id"], lambda view: view["state"] == "finished")
+    assert (ended["conclusion"], "commit" in ended) == ("success", True), ended
+    commit = ended["commit"]
+    assert commit | {"bytes": 0, "patch": "", "apply": ""} == {
+        "outcome": "patch", "to": "branch", "branch": "tidied", "pull_request": None, "commits": 1, "files": 1, "bytes": 0,
+        "left_out": ["log"], "problems": [], "patch": "", "apply": "",
+    }  # fmt: skip
+    assert commit["apply"] == f"git -C {checkout} apply {commit['patch']}"
+    subprocess.run(commit["apply"].split(), check=True)
+    assert (checkout / "word").read_text() == "new\n"
+
+
+def run_until(agent: Agent, run_id: str, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Poll, as agents do, because the protocol has no notification for it."""
+    deadline = time.monotonic() + patient(60)
+    while not condition(view := agent.call("get_run", run_id=run_id)):
+        assert time.monotonic() < deadline, view
+        time.sleep(0.05)
+    return view
 
 
 def test_create_use_and_destroy_with_a_repository_its_tasks_and_progress(agent: Agent, line: CommandLine) -> None:
@@ -126,7 +282,7 @@ def test_a_failing_command_is_a_result_and_a_failing_tool_an_error(agent: Agent)
         ({"command": "a\0b"}, "NUL"),
         ({"commnd": "pwd"}, "no argument 'commnd'"),
         ({}, "needs the argument command"),
-        ({"command": ["pwd"]}, "command: input should be a valid string"),
+        ({"command": ["pwd"]}, "command must be a string"),
     ):
         code, sentence = refusal(agent, "vm_bash", **wrong)
         assert code == "USAGE"
@@ -439,7 +595,8 @@ def test_sigterm_ends_the_server_promptly_and_stdout_has_only_protocol_messages(
     ]
     process.stdin.write(b"this is no JSON\n" + b"".join(json.dumps(message).encode() + b"\n" for message in messages))
     process.stdin.flush()
-    answers = [json.loads(process.stdout.readline()) for _ in range(2)]
+    rejected, *answers = [json.loads(process.stdout.readline()) for _ in range(3)]
+    assert (rejected["id"], rejected["error"]["code"]) == (None, -32700)
     assert answers[0]["result"]["serverInfo"]["name"] == "gibil"
     assert answers[1]["result"]["isError"] is True
     assert answers[1]["result"]["content"][0]["text"].startswith("SERVER_NOT_FOUND: ")

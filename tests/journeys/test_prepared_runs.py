@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,12 +14,20 @@ import pytest
 from msgspec.structs import replace
 
 from gibil_bot.config import Secret
-from gibil_bot.model import Conclusion, LayerInfo, Machine, MachineSpec
+from gibil_bot.model import CommitPlan, Conclusion, LayerInfo, Machine, MachineSpec, Run
 from gibil_bot.operator_secrets import ScopedSecrets
+from gibil_bot.ports import Shell
 from gibil_bot.providers.local.provider import LocalProvider
 from gibil_bot.runs.memory import MemoryRuns
 from gibil_bot.runs.prepared import PreparedMachines
+from gibil_bot.runs.redact import Redactor
+from gibil_bot.runs.run_commits import Changes, CommitSteps
+from gibil_bot.scripts.clone import WORKSPACE
+from gibil_bot.scripts.outbox import outbox_line
 from tests.doubles.workshop import INSTALL, TEST, Ended, Workshop, workshop
+from tests.unit.test_run_commits import Branch
+
+CREATE_OUTBOX = f"{{\n{outbox_line(WORKSPACE, '$(git rev-parse HEAD)')}}}"
 
 pytestmark = pytest.mark.usefixtures("local_machines")
 
@@ -78,6 +87,14 @@ async def test_ignore_files_that_a_task_left_keep_no_files(place: Workshop) -> N
     }
     await place.run(**words)
     check(await place.run(**words), ["skipped", "success"], ["file", "one"])
+
+
+@both
+async def test_installed_files_that_git_does_not_ignore_are_installed_again(place: Workshop) -> None:
+    place.commit({".gitignore": "build/\n"})
+    await place.run()
+    check(await place.run(), ["success", "success"], ["a tool", "sweet", "one", "first"])
+    assert await layers(place) == []
 
 
 @both
@@ -155,7 +172,9 @@ class Dies(LocalProvider):
 @pytest.mark.parametrize("step", ["before the layer is saved", "after the layer is saved", "after the next machine is created"])
 async def test_a_run_continues_after_its_process_dies(tmp_path: Path, step: str) -> None:
     async with workshop(tmp_path / "w", Dies) as place:
-        new = place.new()
+        # What is pushed on the machine waits on the next one, too.
+        install = f"{INSTALL}\ngit remote add origin https://example.invalid/r && {CREATE_OUTBOX}"
+        new = place.new(install=install, test=f"git push -q origin HEAD:refs/heads/fix 2>/dev/null; {TEST}")
         runs = MemoryRuns()
         runs.queue(new)
         Dies.step = step
@@ -167,6 +186,45 @@ async def test_a_run_continues_after_its_process_dies(tmp_path: Path, step: str)
         assert ended.run.machine_attempt == 1
         # What the commit was before its tasks ran isn't known any more, so the first of these keeps nothing.
         assert len(await place.provider.layers()) == (0 if step.startswith("before") else 1)
+
+
+class OnMachine(Branch):
+    """A branch, and changes that are files on the run's machine."""
+
+    def __init__(self, head: str) -> None:
+        super().__init__(head)
+        self.found: list[str] = []
+
+    async def collect(self, shell: Shell | None, run: Run, base: str) -> Changes | None:
+        changes = await super().collect(shell, run, base)
+        assert shell is not None
+        self.found.append((await shell.run("cd /root/project && cat source node_modules/installed")).stdout.decode())
+        return changes
+
+    @contextlib.asynccontextmanager
+    async def steps(self, run: Run, redactor: Redactor) -> AsyncIterator[CommitSteps]:
+        yield self
+
+
+@pytest.mark.parametrize("is_lost", [False, True], ids=["machine exists", "machine is lost"])
+async def test_commits_from_a_prepared_machine_continue_after_the_process_dies(place: Workshop, is_lost: bool) -> None:
+    new = place.new()
+    new = replace(new, plan=replace(new.plan, commit=CommitPlan(message="Tidy")))
+    branch = OnMachine(place.head)
+    branch.fails["collect"] = asyncio.CancelledError()
+    place.tools = dataclasses.replace(place.tools, commits=branch.steps)
+    runs = MemoryRuns()
+    runs.queue(new)
+    with pytest.raises(asyncio.CancelledError):
+        await place.work(runs, new)
+    (machine,) = await place.provider.list_machines()
+    assert machine.layer is not None
+    if is_lost:
+        await place.provider.destroy(machine.name)
+    ended = await place.work(runs, new)
+    assert ended.run.commit is not None
+    assert (ended.conclusion, ended.run.commit.phase) == (Conclusion.SUCCESS, "moved")
+    assert (ended.run.machine_attempt, branch.found) == (2 if is_lost else 1, ["first\none\n"])
 
 
 async def test_the_least_recently_used_is_deleted_first(place: Workshop) -> None:

@@ -104,6 +104,11 @@ def repository_file(_world: World, block: str) -> None:
     assert check_files({".gibil.yml": block.encode()}) == ()
 
 
+def workflow_file(_world: World, block: str) -> None:
+    """Only check the file."""
+    assert check_files({".gibil/workflows/upgrade.yml": block.encode()}) == ()
+
+
 def secrets_file(_world: World, block: str) -> None:
     """Only read the file; the meaning of scopes is tested with the settings."""
     secrets, problems, is_flat = parse_secrets(yaml.safe_load(block))
@@ -205,8 +210,9 @@ HOW: dict[str, Run] = {
     "sh .ci/install && .venv/bin/gibil demo": install_and_demo,
     "sh .ci/install test && .venv/bin/pytest": install_and_test,
     "gibil create --name box --repo owner/project": create_run_destroy,
-    "from gibil_bot import machines": program,
+    "with gibil.create(": program,
     "# .gibil.yml": repository_file,
+    "# .gibil/workflows/upgrade.yml": workflow_file,
     "global: {": secrets_file,
     "# nginx": nginx,
     "# Caddy": caddy,
@@ -265,6 +271,8 @@ def test_an_example_works_unchanged(key: str, world: World) -> None:
 def test_type_checkers_find_the_package_after_an_editable_install(world: World) -> None:
     world.install()
     command = [sys.executable, "-m", "mypy", "--strict", f"--python-executable={world.venv}/bin/python"]
-    program = "import gibil_bot; reveal_type(gibil_bot.__version__)"
+    program = "import gibil_bot, gibil; reveal_type(gibil_bot.__version__); reveal_type(gibil.Result.ok)"
     done = subprocess.run([*command, "-c", program], cwd=world.line.here, capture_output=True, text=True, timeout=patient(300))
     assert re.search(r'Revealed type is "(builtins\.)?str"', done.stdout), done.stdout + done.stderr
+    assert "gibil_bot.sdk.results.Result) -> " in done.stdout, done.stdout + done.stderr
+    world.run(f"{world.venv}/bin/python", "-c", "import gibil; gibil.create", at=world.line.here)

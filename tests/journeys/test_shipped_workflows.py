@@ -17,6 +17,7 @@ from gibil_bot.planning.plan import catalogue, for_command
 from gibil_bot.workflows_dir import read_workflows, shipped_workflows
 from tests.doubles.facts import facts
 from tests.doubles.patience import patient
+from tests.doubles.repositories import git, repository
 from tests.doubles.taskshell import Done, run_plan
 from tests.doubles.tools import needs
 
@@ -311,6 +312,56 @@ def test_lint_of_a_project_without_linters_has_nothing_to_do(tmp_path: Path) -> 
     assert "; add a target lint to" in done.nothing_to_do
 
 
+def test_format_of_a_project_without_formatters_has_nothing_to_do(tmp_path: Path) -> None:
+    (done,) = do(tmp_path, {"README.md": "Hello"}, word="format")
+    assert (done.name, done.exit_status) == ("format", 0)
+    assert done.nothing_to_do.startswith("found no formatter that this project is set up for")
+    assert "; configure one, such as [tool.ruff.format]" in done.nothing_to_do
+
+
+@pytest.mark.parametrize(
+    ("files", "program", "command"),
+    [
+        ({"go.mod": "module x\n\ngo 1.21\n", "a.go": "", "vendor/b.go": ""}, "gofmt", "gofmt -w a.go"),
+        ({"Cargo.toml": "[package]\nname = 'x'\nversion = '1.0.0'\n"}, "cargo", "cargo fmt --all"),
+        ({".prettierrc": "", "package.json": "{}"}, "npx", "npx prettier --write ."),
+    ],
+)
+def test_format_runs_the_projects_formatter(files: dict[str, str], program: str, command: str, tmp_path: Path) -> None:
+    repository(tmp_path / "project", files)
+    fake = 'case $1 in version) echo go version go1.99.1 ;; --version) echo v22.1.0 ;; *) echo "called ${0##*/} $*" ;; esac'
+    others = ("go", "cargo", "rustfmt", "node", "npm", "gibil-runtime")
+    tools = {"xargs": f'exec {shutil.which("xargs")} "$@"'}
+    fakes = tools | dict.fromkeys(others, fake) | {program: 'echo "called ${0##*/} $*"'}
+    done = do(tmp_path, {}, word="format", fakes=fakes)
+    assert (done[-1].name, done[-1].exit_status) == ("format", 0), done
+    assert f"called {command}\n" in done[-1].output
+
+
+def test_format_says_that_the_hooks_of_pre_commit_cannot_be_fetched(tmp_path: Path) -> None:
+    hooks = "repos:\n  - repo: https://example.invalid/hooks\n    hooks:\n      - id: ruff-format\n"
+    fakes = {"uv": "echo uv 0.9.1", "uvx": "exit 3", "timeout": "exit 128"}
+    done = do(tmp_path, {".pre-commit-config.yaml": hooks}, word="format", fakes=fakes)[-1]
+    assert (done.name, done.exit_status, done.nothing_to_do) == ("format", 127, "")
+    assert "its hooks at https://example.invalid/hooks can't be fetched from this machine" in done.output
+    assert "write a workflow .gibil/workflows/format.yml" in done.output
+    assert ".gibil.yml" not in done.output
+
+
+def test_files_that_exist_before_the_formatter_are_not_its_changes(tmp_path: Path) -> None:
+    project = repository(tmp_path / "project", {"ruff.toml": "", "a.py": "x\n"})
+    for name in ("node_modules/x", "na*me [1]#!\\ é", "-log"):
+        (project / name).parent.mkdir(exist_ok=True)
+        (project / name).write_text("installed\n")
+    uvx = "echo y >a.py; echo z >new.py; mkdir name; echo z >'name/na!me 1'; echo log >>-log"
+    (done,) = [
+        each for each in do(tmp_path, {}, word="format", fakes={"uv": "echo uv 0.9.1", "uvx": uvx}) if each.name == "format"
+    ]
+    assert done.exit_status == 0, done
+    changed = git(project, "status", "--porcelain", "--untracked-files=all")
+    assert changed.splitlines() == [" M a.py", '?? "name/na!me 1"', "?? new.py"]
+
+
 def test_an_installed_package_has_the_workflows_and_the_shell_programs(tmp_path: Path) -> None:
     """Compare with the contents of a wheel built by setuptools; skipped if it isn't installed."""
     setuptools = pytest.importorskip("setuptools", reason="setuptools is not installed: sh .ci/install test")
@@ -328,7 +379,11 @@ def test_an_installed_package_has_the_workflows_and_the_shell_programs(tmp_path:
     assert done.returncode == 0, done.stderr
     (wheel,) = copy.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"gibil_bot/_workflows/test.yml", "gibil_bot/_workflows/lint.yml"} <= set(names)
+    assert {f"gibil_bot/_workflows/{name}.yml" for name in ("test", "lint", "format")} <= set(names)
+    assert {"gibil/__init__.py", "gibil/py.typed", "gibil_bot/sdk/opening.py"} <= set(names)
+    assert not [name for name in names if name.startswith(("gibil_bot/sdk/site/gibil/__", "gibil_bot/packaging/"))]
+    (launcher,) = (each for each in zipfile.ZipFile(wheel).infolist() if each.filename.endswith(".data/scripts/gibil"))
+    assert launcher.external_attr >> 16 & 0o111, "it is installed as a program"
     scripts = {f"gibil_bot/scripts/{path.name}" for path in (top / "gibil_bot/scripts").glob("*.sh")}
     assert scripts
     assert scripts <= set(names)

@@ -10,8 +10,9 @@ import pytest
 
 from gibil_bot.model import Plan
 from gibil_bot.planning.expressions import GITHUB_NAMES
-from gibil_bot.planning.file_schema import RESERVED_COMMANDS, TASK, WORKFLOW
+from gibil_bot.planning.file_schema import AGENT, RESERVED_COMMANDS, TASK, WORKFLOW
 from gibil_bot.planning.plan import catalogue, check_files, for_workflow
+from gibil_bot.planning.schema_types import Record
 from gibil_bot.scripts.task_script import task_files
 from gibil_bot.workflows_dir import read_workflows, shipped_workflows
 from tests.doubles.facts import facts
@@ -69,6 +70,8 @@ def test_the_large_example_does_what_its_comments_say(tmp_path: Path) -> None:
 
 
 def test_every_key_and_every_word_of_the_language_is_on_the_page() -> None:
-    keys = [known.name for record in (WORKFLOW, TASK) for known in record.fields if known.rejection is None]
+    agent = AGENT.kinds["mapping"]
+    assert isinstance(agent, Record)
+    keys = [known.name for record in (WORKFLOW, TASK, agent) for known in record.fields if known.rejection is None]
     for word in (*keys, *GITHUB_NAMES, *RESERVED_COMMANDS):
         assert f"`{word}`" in PAGE, word

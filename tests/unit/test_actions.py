@@ -71,7 +71,9 @@ def test_an_expression_in_an_environment_is_reported_with_a_replacement(value: s
         ".gibil.yml": f"tasks: [{{run: x}}]\n\nenv: {{K: '{value}'}}\n",
     }[where]
     ((_, problem),) = problems_of(text, ".gibil.yml" if where == ".gibil.yml" else "w.yml")
-    assert "expressions are evaluated only in if:, concurrency.group and the keys of caches" in problem
+    assert (
+        "expressions are evaluated only in if:, concurrency.group, commit, prompts of agents and the keys of caches" in problem
+    )
     assert instead in problem
 
 

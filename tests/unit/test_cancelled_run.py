@@ -10,19 +10,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
 from msgspec.structs import replace
 
 from gibil_bot.errors import MachineLost
-from gibil_bot.model import CheckRunUpdate, Claim, Conclusion, Endpoint, NewRun, Run
+from gibil_bot.model import CheckRunUpdate, Claim, CommitPlan, CommitProgress, Conclusion, Endpoint, NewRun, Run
 from gibil_bot.operator_secrets import ScopedSecrets
 from gibil_bot.ports import DeliveryOutcome, RunRecorder, Shell
 from gibil_bot.providers.keyring import Keyring
 from gibil_bot.providers.lifecycle import MachineFactory
+from gibil_bot.runs.redact import Redactor
+from gibil_bot.runs.run_commits import CommitSteps
 from gibil_bot.runs.runner import Runner, Tools
-from gibil_bot.runs.sqlite.store import SqliteStore, open_store
+from gibil_bot.runs.sql.store import SqlStore
+from gibil_bot.runs.sqlite.store import open_store
 from tests.contracts.store_nouns import handle, new_run
+from tests.doubles.facts import SHA
 from tests.doubles.patience import patient
 from tests.doubles.provider import MemoryProvider
+from tests.unit.test_run_commits import Branch
 
 WITHIN_S = 10.0
 
@@ -48,7 +54,7 @@ class CountedTransfer:
 
 @dataclass
 class Bench:
-    store: SqliteStore
+    store: SqlStore
     provider: MemoryProvider
     transfer: CountedTransfer
     tools: Tools
@@ -103,15 +109,15 @@ async def test_a_superseded_run_that_never_started_creates_no_machine_and_no_tok
 class Interrupted:
     """A run store in which one run is cancelled while its machine's name is being saved."""
 
-    def __init__(self, store: SqliteStore) -> None:
+    def __init__(self, store: SqlStore) -> None:
         self._runs = store.runs
         self.runner: Runner | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runs, name)
 
-    async def save_machine(self, claim: Claim, machine: str | None, attempt: int) -> None:
-        await self._runs.save_machine(claim, machine, attempt)
+    async def save_machine(self, claim: Claim, machine: str | None, attempt: int, host: str | None = None) -> None:
+        await self._runs.save_machine(claim, machine, attempt, host)
         if machine is not None:
             assert self.runner is not None
             self.runner.cancel("cancelled by ada")
@@ -160,3 +166,32 @@ async def test_progress_never_replaces_the_closed_check_run(tmp_path: Path) -> N
         assert found is not None
         assert (await scene.check_run("r1")).status == "completed"
         assert found[0].revision <= 2  # closed, and with the last report
+
+
+@pytest.mark.parametrize("is_pushed", [True, False])
+async def test_the_report_of_a_cancelled_run_says_whether_its_commits_were_pushed(tmp_path: Path, is_pushed: bool) -> None:
+    branch = Branch()
+    created = branch.commit_on(branch.head_sha or "")
+    if is_pushed:
+        branch.head_sha = created
+
+    @contextlib.asynccontextmanager
+    async def steps(run: Run, redactor: Redactor) -> AsyncIterator[CommitSteps]:
+        yield branch
+
+    async with bench(tmp_path) as scene:
+        new = without_secrets("r1")
+        plan = replace(new.plan, tasks=(), commit=CommitPlan(message="Tidy"), applies="r0")
+        claim = await scene.claim(replace(new, plan=plan))
+        progress = CommitProgress(
+            phase="created", repository="grace/engine", branch="faster", expected=SHA, created=created, commits=1
+        )
+        await scene.store.runs.save_commit(claim, progress)
+        await scene.store.runs.release(claim)
+        await scene.store.runs.request_cancel("r1", "cancelled by ada")
+        again = await scene.store.runs.claim("b", lease_s=60, max_machines=10)
+        assert again is not None
+        assert await Runner(dataclasses.replace(scene.tools, commits=steps), again).run() is Conclusion.CANCELLED
+        shown = await scene.check_run("r1")
+        assert shown.conclusion is Conclusion.CANCELLED
+        assert ("Pushed 1 commit" if is_pushed else "were **not pushed**") in shown.output.summary

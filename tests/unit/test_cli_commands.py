@@ -33,6 +33,13 @@ def test_each_summary_is_the_first_line_of_the_commands_own_help(name: str) -> N
     assert first_paragraph.startswith(summaries()[name])
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_help_has_no_lines_of_code(name: str) -> None:
+    command = gibil.get_command(click.Context(gibil), name)
+    assert command is not None
+    assert not re.search(r"^\s*(from|import) gibil_bot", command.help or "", re.MULTILINE)
+
+
 def test_every_command_is_listed() -> None:
     assert list(summaries()) == NAMES
 

@@ -241,7 +241,7 @@ def test_what_was_built_in_the_submodules_of_a_prepared_machine_stays(
     assert run(script).returncode == 0
     (workspace / "parts/part.txt").write_text("changed by an earlier run")
     (workspace / "parts/left.txt").write_text("untracked")
-    (tmp_path / "root/.gibil").mkdir()
+    (tmp_path / "root/.gibil").mkdir(exist_ok=True)
     (tmp_path / "root/.gibil/prepared").touch()
     (workspace / "parts" / "built").mkdir()
     (workspace / "parts" / "built" / "x.o").write_text("built")
@@ -324,7 +324,7 @@ def test_a_private_repository_is_cloned_with_a_token_that_is_nowhere_on_disk(
     done = run(script_for(server, sha, workspace), TOKEN, home=home)
     assert done.returncode == 0, done.stderr
     assert any(authorization for _, authorization in server.requests)
-    (home / ".gibil").mkdir()
+    (home / ".gibil").mkdir(exist_ok=True)
     (home / ".gibil/prepared").touch()  # a later run starts from this one
     sha = project.commit("more work")
     project.push()

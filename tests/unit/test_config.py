@@ -9,6 +9,7 @@ import pytest
 
 from gibil_bot.config import SETTINGS, Secret, load_settings, parse_duration, require_github
 from gibil_bot.errors import ConfigurationError
+from gibil_bot.github.api.git_data import MOST_BLOB_BYTES
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -26,8 +27,9 @@ def test_the_readme_lists_exactly_the_settings_that_are_read() -> None:
 
 
 def test_every_variable_that_is_read_has_a_row() -> None:
-    source = (Path(__file__).parents[2] / "gibil_bot" / "config.py").read_text()
-    read = set(re.findall(r"\"(GIBIL_[A-Z_]+|HCLOUD_[A-Z]+)\"", source.partition("def load_settings")[2]))
+    package = Path(__file__).parents[2] / "gibil_bot"
+    source = (package / "config.py").read_text().partition("def load_settings")[2] + (package / "model_settings.py").read_text()
+    read = set(re.findall(r"\"(GIBIL_[A-Z_]+|HCLOUD_[A-Z]+)\"", source))
     rows = {setting.name.replace("<NAME>", "") for setting in SETTINGS}
     assert read <= rows
 
@@ -39,6 +41,20 @@ def test_every_setting_has_a_default(tmp_path: Path) -> None:
     assert (settings.host, settings.port, settings.max_machines, settings.max_ttl_s) == ("127.0.0.1", 8080, 10, 86400)
     assert settings.allowed_accounts is None
     assert (settings.max_memory_mb, settings.max_disk_mb, settings.max_pids, settings.server_types) == (None, None, 4096, None)
+
+
+def test_the_bots_of_several_hosts_are_configured(tmp_path: Path) -> None:
+    env = {"GIBIL_DATA_DIR": str(tmp_path)}
+    settings = load_settings({**env, "GIBIL_BOT_URL": "http://[fd00::5]:8080/", "GIBIL_HOST_AWAY": "1m"})
+    assert (settings.bot_url, settings.host_away_s) == ("http://[fd00::5]:8080", 60)
+    assert (load_settings(env).bot_url, load_settings(env).host_away_s) == ("", 600)
+    for url in ("10.0.0.5:8080", "ftp://host", "http:", "http://[", "http://a:99999", "http://a:b@host", "http://host?x"):
+        with pytest.raises(ConfigurationError) as caught:
+            load_settings({**env, "GIBIL_BOT_URL": url, "GIBIL_HOST_AWAY": "59s"})
+        assert len(caught.value.problems) == 2, caught.value.problems
+        assert "GIBIL_HOST_AWAY must be at least one minute, got '59s'" in caught.value.problems[0]
+        shown = "one with a password" if "@" in url else repr(url)
+        assert f"GIBIL_BOT_URL must be an http(s) URL such as http://10.0.0.5:8080, got {shown}" in caught.value.problems[1]
 
 
 def test_caps_are_read_and_invalid_ones_are_reported(tmp_path: Path) -> None:
@@ -56,6 +72,13 @@ def test_caps_are_read_and_invalid_ones_are_reported(tmp_path: Path) -> None:
         assert expected in text
 
 
+def test_commits_are_not_larger_than_one_file_may_be(tmp_path: Path) -> None:
+    env = {"GIBIL_DATA_DIR": str(tmp_path)}
+    assert load_settings({**env, "GIBIL_COMMIT_SIZE": "32m"}).commit_bytes == MOST_BLOB_BYTES
+    with pytest.raises(ConfigurationError, match="GIBIL_COMMIT_SIZE must be at most 32m, got '1g'"):
+        load_settings({**env, "GIBIL_COMMIT_SIZE": "1g"})
+
+
 def test_all_problems_are_reported_together(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as caught:
         load_settings(
@@ -63,21 +86,24 @@ def test_all_problems_are_reported_together(tmp_path: Path) -> None:
                 "GIBIL_DATA_DIR": str(tmp_path),
                 "GIBIL_PORT": "eighty",
                 "GIBIL_MAX_TTL": "soon",
-                "GIBIL_DATABASE_URL": "postgresql://localhost/gibil",
+                "GIBIL_DATABASE_URL": "mysql://ada:the-password@localhost/gibil",
                 "GIBIL_GITHUB_URL": "github",
                 "GIBIL_WORKFLOWS": str(tmp_path / "absent"),
                 "GIBIL_LOCAL_UNTRUSTED": "maybe",
                 "GIBIL_TRUSTED_APPS": "dependabot[bot], renovate",
+                "GIBIL_PROTECTED_PATHS": f"docker/**, !docker/x, {'a' * 501}",
             }
         )
     text = "\n".join(caught.value.problems)
-    assert len(caught.value.problems) == 7
+    assert len(caught.value.problems) == 9
     for name in (
         "GIBIL_LOCAL_UNTRUSTED must be approve, refuse or allow, got 'maybe'",
         "GIBIL_TRUSTED_APPS: 'renovate'",
+        "GIBIL_PROTECTED_PATHS: '!docker/x'",
+        "is longer than 500 characters",
         "GIBIL_PORT",
         "GIBIL_MAX_TTL",
-        "PostgreSQL is not supported yet",
+        "GIBIL_DATABASE_URL: 'mysql://…' is not supported; write sqlite:///",
         "GIBIL_GITHUB_URL",
         "GIBIL_WORKFLOWS",
     ):
@@ -186,3 +212,11 @@ def test_a_webhook_secret_with_a_comma_is_reported_and_not_shown(tmp_path: Path)
     (note,) = settings.notes
     assert "each of the 2 comma-separated secrets is accepted" in note
     assert "hidden" not in note
+
+
+def test_the_keyring_is_a_file_anywhere(tmp_path: Path) -> None:
+    assert load_settings({"GIBIL_DATA_DIR": str(tmp_path)}).keyring is None
+    assert load_settings({"GIBIL_DATA_DIR": str(tmp_path), "GIBIL_KEYRING": " "}).keyring is None
+    found = load_settings({"GIBIL_DATA_DIR": str(tmp_path), "GIBIL_KEYRING": "~/a.key", "HOME": "/nowhere"}).keyring
+    assert found is not None
+    assert (found.is_absolute(), found.name) == (True, "a.key")

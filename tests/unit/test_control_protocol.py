@@ -32,6 +32,8 @@ REQUESTS = [
     '{"verb":"probe"}',
     '{"verb":"usage","name":"m-1"}',
     '{"verb":"refusals","name":"m-1","since":1.5}',
+    '{"verb":"restrict_egress","name":"m-1","allow":["a.example:443"]}',
+    '{"verb":"lift_egress","name":"m-1"}',
     '{"verb":"cause","name":"m-1"}',
     '{"verb":"ping"}',
     '{"verb":"quit"}',

@@ -213,6 +213,7 @@ LIBRARY = {
     "job",
     [
         "steps: [{ run: pytest, working-directory: ./lib/ }]",
+        "steps: [{ run: pytest, working-directory: other/../lib/. }]",
         'steps: [{ run: "pip install .\\ncd lib\\npytest" }]',
         "defaults: { run: { working-directory: lib } }\n    steps: [{ run: pytest }]",
     ],
@@ -231,6 +232,14 @@ def test_the_folder_in_which_the_ci_tests_counts_if_the_top_is_no_package(job: s
     package = {**files, "setup.py": b"setup()"}
     found = detect(Project(frozenset(package), package), "test")
     assert not any("lib/tests" in line and line.startswith("test") and "in lib" in line for line in found.evidence)
+
+
+@pytest.mark.parametrize("folder", [".ci", "./.ci/"])
+def test_a_folder_with_a_dot_in_its_name_is_where_the_ci_tests(folder: str) -> None:
+    workflow = f"jobs:\n  test:\n    steps: [{{ run: pytest, working-directory: {folder} }}]\n".encode()
+    files = {".github/workflows/test.yml": workflow, ".ci/setup.py": b"setup()", ".ci/tests/test_a.py": b"import pytest\n"}
+    found = detect(Project(frozenset(files), files), "test")
+    assert any(line.startswith("install: in .ci: ") for line in found.evidence), found.evidence
 
 
 def test_folders_are_prepared_for_a_target_of_the_top() -> None:

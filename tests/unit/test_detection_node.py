@@ -517,6 +517,12 @@ def test_a_pnpm_that_cant_read_the_lock_file_isnt_chosen() -> None:
             "npx playwright install firefox",
             "npx playwright install --with-deps firefox",
         ),
+        (
+            {"devDependencies": {"@playwright/test": "1"}},
+            "./node_modules/.bin/playwright install --with-deps chromium",
+            "npx playwright install --with-deps chromium",
+        ),
+        ({"devDependencies": {"playwright": "1"}}, "npx --yes playwright install", "npx playwright install --with-deps"),
         ({"devDependencies": {"playwright": "1"}}, "npm test", ""),
         ({"devDependencies": {"puppeteer": "24"}}, "npm test", "apt-get install chromium"),
         ({"devDependencies": {"karma-chrome-launcher": "3"}}, "npm test", ""),
@@ -555,3 +561,12 @@ def test_requests_to_a_host_out_of_reach_arent_repeated_for_a_minute() -> None:
     step = facts({"package.json": {"dependencies": {"a": "1"}}}).steps[0]
     assert step.run == f"npm_config_fetch_retry_mintimeout=1000 npm_config_fetch_retry_maxtimeout=5000 {step.shown}"
     assert step.short == step.shown
+
+
+def test_a_workflow_that_lints_and_tests_says_with_which_version() -> None:
+    def chosen(name: str) -> str:
+        files: dict[str, File] = {"package.json": {"engines": {"node": ">=20"}}, name: workflow("npm test", versions="24")}
+        return runtime(facts(files))
+
+    assert chosen(".github/workflows/lint-test.yml") == "24"
+    assert chosen(".github/workflows/lint.yml") != "24"

@@ -225,6 +225,17 @@ def test_hatch_environments_and_pdm_groups_count() -> None:
     assert installs(facts({"pyproject.toml": pdm, "tests/test_a.py": ""})) == ["pip install -e . 'pytest<9'"]
 
 
+def test_an_environment_of_hatch_with_another_name_counts_if_a_script_of_it_tests() -> None:
+    default = "[tool.hatch.envs.default]\ndependencies = ['ruff']\n"
+    docs = "[tool.hatch.envs.docs]\ndependencies = ['sphinx']\n[tool.hatch.envs.docs.scripts]\nbuild = 'sphinx-build docs'\n"
+    dev = "[tool.hatch.envs.dev]\ndependencies = ['pytest', 'lxml']\nscripts.tests = 'pytest {args:tests}'\n"
+    found = facts({"pyproject.toml": f'[project]\nname = "a"\n{default}{docs}{dev}', "tests/test_a.py": ""})
+    assert installs(found) == ["pip install -e . ruff pytest lxml"]
+    assert commands(found)[0] == "pytest tests"
+    found = facts({"pyproject.toml": f'[project]\nname = "a"\n{default}{docs}', "tests/test_a.py": ""})
+    assert installs(found) == ["pip install -e . ruff"]
+
+
 def test_the_file_and_the_scripts_of_hatch_are_read() -> None:
     base = {"pyproject.toml": '[project]\nname = "a"\n', "tests/test_a.py": "import pytest\n", "backend/pyproject.toml": ""}
     own = '[envs.hatch-test]\nworkspace.members = ["backend/", "../x"]\nextra-dependencies = ["trustme"]\n'
@@ -423,7 +434,7 @@ def test_tests_of_a_project_in_another_language_are_the_last_resort() -> None:
     ],
 )
 def test_a_command_of_tox_runs_without_tox(commands: str, expected: str | None) -> None:
-    found = tox.read(project({"tox.ini": f"[testenv]\ncommands =\n    {commands}\n"}))
+    found = tox.read(project({"tox.ini": f"[testenv]\npassenv = CI\ncommands =\n    {commands}\n"}))
     assert found is not None
     assert (found.candidate.run if found.candidate else None) == expected
 
@@ -475,7 +486,7 @@ def test_the_command_of_tox_runs_in_its_folder() -> None:
     found = tox.read(project({"tox.ini": text, "tests/test_a.py": ""}))
     assert found is not None
     assert found.candidate is not None
-    assert found.candidate.run == 'cd tests; A="$PWD/.."/a pytest -c ../x.ini'
+    assert found.candidate.run == 'cd tests; env -u CI A="$PWD/.."/a pytest -c ../x.ini'
     outside = tox.read(project({"tox.ini": text.replace("{toxinidir}/tests", "{toxworkdir}")}))
     assert outside is not None
     assert outside.candidate is not None
@@ -487,7 +498,33 @@ def test_the_command_has_the_variables_of_tox() -> None:
     found = tox.read(project({"tox.ini": text}))
     assert found is not None
     assert found.candidate is not None
-    assert found.candidate.run == """PYTHONPATH="$PWD"/src MODE='it'"'"'s' pytest"""
+    assert found.candidate.run == """env -u CI PYTHONPATH="$PWD"/src MODE='it'"'"'s' pytest"""
+
+
+@pytest.mark.parametrize(
+    ("passed", "run"),
+    [
+        ("passenv = HOME, USER", 'test $# != 0 || set -- tests; env -u CI pytest "$@"'),
+        ("pass_env =\n    HOME\n    C*", 'test $# != 0 || set -- tests; pytest "$@"'),
+        ("passenv = ci", 'test $# != 0 || set -- tests; pytest "$@"'),
+    ],
+)
+def test_a_command_of_tox_sees_ci_only_if_tox_passes_it_on(passed: str, run: str) -> None:
+    found = tox.read(project({"tox.ini": f"[testenv]\n{passed}\ncommands = pytest {{posargs:tests}}\n"}))
+    assert found is not None
+    assert found.candidate is not None
+    assert (found.candidate.run, found.candidate.shown) == (run, "pytest tests")
+
+
+def test_what_coverage_measures_in_installed_packages_is_left_to_its_settings() -> None:
+    command = "coverage run --append --source={envsitepackagesdir}/shop -m pytest tests"
+    found = tox.read(project({"tox.ini": f"[testenv]\ncommands = {command}\n"}))
+    assert found is not None
+    assert found.candidate is not None
+    assert found.candidate.shown == "coverage run --append -m pytest tests"
+    found = tox.read(project({"tox.ini": "[testenv]\ncommands = pytest {envsitepackagesdir}/shop\n"}))
+    assert found is not None
+    assert found.candidate is None
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gibil_bot.config import Secret, Settings
 from gibil_bot.model import CommentCreated, Ignored
-from gibil_bot.runs.sqlite.store import SqliteStore, open_store
+from gibil_bot.runs.sql.store import SqlStore
+from gibil_bot.runs.sqlite.store import open_store
 from gibil_bot.web.app import BODY_LIMIT_BYTES, create_app
 from gibil_bot.wiring import Bot
 
@@ -27,7 +28,7 @@ SECRETS = ("the-old-secret-of-the-webhook", "the-new-secret-of-the-webhook")
 
 
 @contextlib.asynccontextmanager
-async def server(folder: Path, rejected: dict[int, int] | None = None) -> AsyncIterator[tuple[httpx.AsyncClient, SqliteStore]]:
+async def server(folder: Path, rejected: dict[int, int] | None = None) -> AsyncIterator[tuple[httpx.AsyncClient, SqlStore]]:
     store = await open_store(f"sqlite:///{folder}/server.db")
     known = Settings(data_dir=folder, database_url="", webhook_secrets=tuple(Secret(secret) for secret in SECRETS))
     app = create_app(Bot(settings=known, store=store), rejected)
@@ -169,6 +170,21 @@ async def test_health_metrics_and_unknown_runs(tmp_path: Path) -> None:
         assert 'gibil_webhook_answers_total{status="202"} 1' in metrics
         assert "gibil_deliveries_unhandled 1" in metrics
         assert (await client.get("/runs/0123456789abcdef")).status_code == 404
+
+
+async def test_pages_do_not_reveal_where_the_database_is_when_it_fails(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with server(tmp_path) as (client, store):
+        await store.close()
+        for path in ("/healthz", "/metrics", "/runs/0123456789abcdef", "/healthz"):
+            answer = await client.get(path)
+            assert answer.status_code == 503
+            assert "the database doesn't answer" in answer.text
+            assert str(tmp_path) not in answer.text
+    assert [record.getMessage() for record in caplog.records if record.name == "gibil.web"] == [
+        f"a page can't be answered: the database {tmp_path}/server.db is closed"
+    ]
 
 
 JSON = st.recursive(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import urllib.request
 from ipaddress import ip_address
@@ -9,9 +10,10 @@ from ipaddress import ip_address
 import pytest
 
 from gibil_bot.errors import ConfigurationError
-from gibil_bot.providers.local.egress_policy import is_public, loopback_ports, parse_address, parse_rules
+from gibil_bot.providers.local.egress_policy import AllowList, is_public, loopback_ports, parse_address, parse_rules
 from gibil_bot.providers.local.init import ENVIRONMENT
-from gibil_bot.providers.local.proxy_request import BadRequest, close_after, parse_request
+from gibil_bot.providers.local.proxy_request import BadRequest, close_after, parse_direct_request, parse_request
+from gibil_bot.providers.local.relay import BLOCK, Replayed
 
 
 @pytest.mark.parametrize(
@@ -228,6 +230,77 @@ def test_ambiguous_requests_are_rejected(lines: tuple[str, ...]) -> None:
 def test_the_connection_header_cannot_remove_the_body_length() -> None:
     request = parse_request(head("POST http://x/ HTTP/1.1", "Connection: content-length", "Content-Length: 3"))
     assert b"Content-Length: 3" in request.head
+
+
+def test_a_request_to_the_server_itself_is_forwarded_with_its_own_host() -> None:
+    request = parse_direct_request(head("POST /a?b HTTP/1.1", "host: A.example:8080", "Upgrade: x", "Content-Length: 3"))
+    assert (request.host, request.length, request.tunnel) == ("a.example", 3, False)
+    assert request.head == head("POST /a?b HTTP/1.1", "Host: A.example:8080", "Content-Length: 3", "Connection: close")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("GET http://a.example/ HTTP/1.1", "Host: a.example"),
+        ("CONNECT a.example:443 HTTP/1.1", "Host: a.example"),
+        ("GET / HTTP/1.1",),
+        ("GET / HTTP/1.1", "Host:"),
+        ("GET / HTTP/1.1", "Host: a.example", "Host: b.example"),
+        ("GET / HTTP/1.1", "Host: a.example", "Host : b.example"),
+        ("GET / HTTP/1.1", "Host: a.example", " b.example"),
+        ("GET / HTTP/1.1", "Host: a.example@b.example"),
+        ("GET / HTTP/1.1", "Host: a.example/b"),
+        ("GET / HTTP/1.1", "Host: a.example b"),
+        ("GET /", "Host: a.example"),
+        ("PRI * HTTP/2.0", "Host: a.example"),
+    ],
+)
+def test_requests_to_a_server_that_could_mean_two_hosts_are_rejected(lines: tuple[str, ...]) -> None:
+    with pytest.raises(BadRequest):
+        parse_direct_request(head(*lines))
+
+
+@pytest.mark.parametrize(
+    ("entry", "name", "port", "listed"),
+    [
+        ("a.example:443", "a.example", 443, True),
+        ("a.example:443", "a.example", 80, False),
+        ("a.example:443", "x.a.example", 443, False),
+        ("a.example:443", "a.example.evil", 443, False),
+        ("a.example:443", "xa.example", 443, False),
+        ("*.a.example:443", "x.y.a.example", 443, True),
+        ("*.a.example:443", "a.example", 443, False),
+        ("*.a.example:443", ".a.example", 443, False),
+        ("*.a.example:443", "xa.example", 443, False),
+        ("a.example", "a.example", 22, True),
+        ("10.0.0.0/8", "a.example", 443, False),
+    ],
+)
+def test_an_allow_list_has_names_exactly_or_below_a_domain(entry: str, name: str, port: int, listed: bool) -> None:
+    assert AllowList(parse_rules((entry,))).has_endpoint(name, port) is listed
+
+
+def test_an_allow_list_has_addresses_only_of_networks() -> None:
+    only = AllowList(parse_rules(("10.0.0.0/8", "[fd00::1]:80", "127.0.0.1.example")))
+    assert only.has_address(ip_address("10.1.2.3"), 22)
+    assert only.has_address(ip_address("fd00::1"), 80)
+    assert not only.has_address(ip_address("fd00::1"), 443)
+    assert not only.has_address(ip_address("127.0.0.1"), 80)
+    assert only.has_name("127.0.0.1.example")
+    assert not only.has_name("10.1.2.3")
+
+
+async def test_bytes_that_were_read_are_read_again_before_the_others() -> None:
+    source = asyncio.StreamReader()
+    source.feed_data(b"d\r\n\r\nefghij")
+    source.feed_eof()
+    reader = Replayed(b"abc", source)
+    assert await reader.readuntil(b"\r\n\r\n") == b"abcd\r\n\r\n"
+    assert (await reader.readexactly(2), await reader.read(3), await reader.read(9)) == (b"ef", b"ghi", b"j")
+    with pytest.raises(asyncio.IncompleteReadError):
+        await Replayed(b"a", source).readuntil(b"\n")
+    with pytest.raises(asyncio.LimitOverrunError):
+        await Replayed(b"a" * (BLOCK + 1), source).readuntil(b"\n")
 
 
 def test_a_response_gets_connection_close() -> None:

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.usefixtures("no_git_settings")
 
 PACKAGE = Path(gibil_bot.__file__).parent
 NOT_STARTED = {
+    "runs/commit_preview.py": "a command that is printed",
     "cli/doctor.py": "looks whether git is installed",
     "providers/cloudinit.py": "a package that machines install",
     "machines/source.py": "a scheme of URLs",
@@ -66,6 +67,13 @@ async def test_variables_of_the_callers_repository_do_not_reach_git(tmp_path: Pa
     await git.create_repository(made)
     assert await git.text("rev-parse", "--show-object-format", git_dir=made) == "sha1"
     assert not set(git.environment()) & (set(named) - kept - {"GIT_NO_REPLACE_OBJECTS"})
+
+
+def test_the_operators_secrets_do_not_reach_git_and_its_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = {"GIBIL_MODEL_KEY_ANTHROPIC", "GIBIL_SECRET_TOKEN", "GIBIL_GITHUB_PRIVATE_KEY", "GIBIL_GITHUB_WEBHOOK_SECRET"}
+    for name in {*secret, "HCLOUD_TOKEN", "GIBIL_DATA_DIR"}:
+        monkeypatch.setenv(name, "x")
+    assert set(git.environment()) & {*secret, "HCLOUD_TOKEN", "GIBIL_DATA_DIR"} == {"GIBIL_DATA_DIR"}
 
 
 async def test_git_settings_in_the_users_environment_reach_git(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,6 +168,18 @@ async def test_output_is_bounded_and_git_is_killed(tmp_path: Path) -> None:
     assert len(await git.run("cat-file", "blob", "HEAD:big", git_dir=ours / ".git")) == 3_000_000
 
 
+async def test_git_ends_although_much_of_its_output_is_unread(tmp_path: Path) -> None:
+    """asyncio waits for the end of a pipe that it has stopped to read, because its buffer is full."""
+    work = repository(tmp_path / "work", {"large": "x" * 4_000_000})
+    process = await git.start("cat-file", "blob", "HEAD:large", git_dir=work / ".git")
+    assert process.stdout is not None
+    async with asyncio.timeout(patient(20)):
+        while not process.stdout._paused:  # type: ignore[attr-defined]  # there is no event for it
+            await asyncio.sleep(0.001)
+        await git.end(process)
+    assert process.returncode is not None
+
+
 async def test_a_time_limit_kills_git_and_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_SSH_COMMAND", f"sh -c 'echo $$ >{tmp_path}/pid; exec sleep 100' --")
     monkeypatch.setenv("GIT_SSH_VARIANT", "simple")
@@ -205,3 +225,19 @@ async def test_missing_git_is_reported_with_a_remedy(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(GitError, match="install it"):
         await git.text("version")
+
+
+def test_no_module_uses_the_pipe_transports_of_the_event_loop() -> None:
+    """uvloop closes their descriptor twice; by then it may be a file that a thread has just opened."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        names = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+        assert names.isdisjoint({"connect_read_pipe", "connect_write_pipe"}), path
+
+
+async def test_the_beginning_and_the_end_of_long_messages_are_stored(tmp_path: Path) -> None:
+    script = "!printf begins >&2; head -c 300000 /dev/zero | tr '\\0' x >&2; printf ends >&2; exit 3"
+    with pytest.raises(GitError) as failed:
+        await git.run("long", settings=(f"alias.long={script}",))
+    assert failed.value.stderr.startswith("begins")
+    assert failed.value.stderr.endswith("ends")
+    assert len(failed.value.stderr) <= 80 * 1024

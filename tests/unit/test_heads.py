@@ -8,7 +8,16 @@ import pytest
 from msgspec.structs import replace
 
 from gibil_bot.model import Approval, BranchPush, HeadHistory, HeadSeen, Person, PullRequest
-from gibil_bot.runs.heads import fork_pushers, moved_since, seen_now, valid_approval, was_head_at
+from gibil_bot.runs.heads import (
+    OwnCommit,
+    OwnPushes,
+    fork_pushers,
+    is_by_agent,
+    moved_since,
+    seen_now,
+    valid_approval,
+    was_head_at,
+)
 
 A, B, C = "a" * 40, "b" * 40, "c" * 40
 ANN, EVE = Person(login="ann"), Person(login="eve")
@@ -126,6 +135,21 @@ def test_an_approval_ends_with_any_later_push() -> None:
     assert valid_approval(HeadHistory(heads=(opened(),), approvals=(approval,)), B) is None
     again = replace(approval, at=at(8))
     assert valid_approval(HeadHistory(heads=(opened(), push(B, A, 7)), approvals=(approval, again)), A) == again
+
+
+@pytest.mark.parametrize(
+    ("commits", "expected"),
+    [
+        ({}, False),
+        ({A: OwnCommit(requester=ANN)}, False),
+        ({A: OwnCommit(requester=ANN, is_by_agent=True)}, True),
+        ({A: OwnCommit(requester=ANN, rebased_onto=B), B: OwnCommit(requester=ANN, is_by_agent=True)}, True),
+        ({A: OwnCommit(requester=ANN), B: OwnCommit(requester=ANN, is_by_agent=True)}, False),
+        ({A: OwnCommit(requester=ANN, rebased_onto=A)}, False),
+    ],
+)
+def test_a_head_is_an_agents_until_a_person_pushes_on_top(commits: dict[str, OwnCommit], expected: bool) -> None:
+    assert is_by_agent(A, OwnPushes(login="gibil[bot]", commits=commits)) is expected
 
 
 def test_the_api_state_is_recorded_with_the_earliest_certain_time() -> None:

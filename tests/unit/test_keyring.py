@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 import subprocess
 import sys
@@ -86,6 +87,24 @@ def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match=r"Not a directory|File exists"):
         Keyring(tmp_path / "file").client_key("m")
+
+
+def test_the_key_may_be_in_another_file_which_is_created(tmp_path: Path) -> None:
+    path = tmp_path / "etc" / "shared.key"
+    here, there = Keyring(tmp_path / "a", path), ProjectKeyring(tmp_path / "b", "token", path)
+    assert here.derive("a", "b") == there.derive("a", "b")
+    assert here.check_value() == there.check_value()
+    assert (stat.S_IMODE(path.stat().st_mode), (tmp_path / "a").exists()) == (0o600, False)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match="GIBIL_KEYRING"):
+        Keyring(tmp_path, tmp_path / "file" / "key").check_value()
+
+
+def test_the_check_value_is_of_the_key_and_reveals_nothing_else_that_is_derived(tmp_path: Path) -> None:
+    first, second = Keyring(tmp_path / "first"), Keyring(tmp_path / "second")
+    assert re.fullmatch("[0-9a-f]{32}", first.check_value())
+    assert first.check_value() != second.check_value()
+    assert first.check_value() not in (first.machine_owner(), (tmp_path / "first" / "keyring.key").read_bytes().hex()[:32])
 
 
 def test_processes_that_create_the_secret_at_the_same_time_agree(tmp_path: Path) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from gibil_bot.errors import MachineLost, NameTaken, ProviderError
+from gibil_bot.errors import ClaimLost, MachineLost, NameTaken, ProviderError
 from gibil_bot.model import Chunk, Endpoint, Exit, Job, MachinePlan, Result
 from gibil_bot.ports import Provider, Shell
 from gibil_bot.providers.keyring import Keyring
@@ -33,7 +33,7 @@ class NoShell:
         timeout_s: float = 60.0,
         stdin: bytes | AsyncIterator[bytes] = b"",
         env: Mapping[str, str] | None = None,
-        on_output: Callable[[str, bytes], None] | None = None,
+        on_output: Callable[[str, bytes], Awaitable[None] | None] | None = None,
         keep_output: bool = True,
         most_bytes: int = 0,
         tag: str | None = None,
@@ -175,6 +175,30 @@ async def test_a_cancelled_creation_leaves_nothing(
         assert provider.machines == {}
     for task in list(provider._late):
         task.cancel()
+
+
+@pytest.mark.parametrize("moment", ["hang", "hang_after_creation", "connect"])
+async def test_a_cancelled_creation_leaves_a_machine_on_which_another_process_works(
+    factory: MachineFactory, provider: MemoryProvider, connect: ConnectDouble, moment: str
+) -> None:
+    machine, _ = await factory.create(name="m", owner="me", ttl_s=60)
+    connect.called.clear()
+    provider.creating.clear()
+    if moment == "connect":
+        connect.hang = True
+    else:
+        setattr(provider, moment, True)
+
+    async def check() -> None:
+        raise ClaimLost("another process has claimed the run")
+
+    creating = asyncio.create_task(factory.create(name="m", owner="me", ttl_s=60, may_destroy=check))
+    await (connect.called if moment == "connect" else provider.creating).wait()
+    creating.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await creating
+    assert list(provider.machines) == [machine.name]
+    assert provider.destroyed == []
 
 
 async def test_a_second_cancellation_does_not_stop_the_destruction(

@@ -60,7 +60,7 @@ async def test_a_limit_of_zero_stores_nothing_and_the_end_is_shown(tmp_path: Pat
 
 async def test_a_nearly_full_disk_ends_the_log_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = await _fed(tmp_path / "0.log", b"before\n", limit=1000)
-    monkeypatch.setattr(logs, "_free_above_floor", lambda where: 0)
+    monkeypatch.setattr(logs, "free_above_floor", lambda where: 0)
     await log.feed(b"after\n", 13)
     await log.close()
     assert log.problem is not None
@@ -123,7 +123,7 @@ def test_logs_of_the_oldest_finished_runs_are_deleted_first(tmp_path: Path) -> N
 def test_a_nearly_full_disk_deletes_finished_logs_below_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for age, name in enumerate(("running", "old")):
         _run(tmp_path, name, 1000, age)
-    monkeypatch.setattr(logs, "_free_above_floor", lambda where: -1)
+    monkeypatch.setattr(logs, "free_above_floor", lambda where: -1)
     assert trim_logs(tmp_path, 10**9, {"running"}) == ["old"]
 
 

@@ -13,6 +13,7 @@ import pytest
 from gibil_bot.machines import provision_script, remote_layout
 from gibil_bot.machines.source import CodeSource
 from gibil_bot.planning.schema import parse_repository_file
+from gibil_bot.scripts import commands
 from tests.doubles.patience import patient
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is missing here: apt-get install bash")
@@ -52,7 +53,7 @@ class Folder:
 
     def later(self, command: str) -> str:
         """Return the output of a later command."""
-        load = self.moved(remote_layout.LOAD_ENVIRONMENT)
+        load = self.moved(commands.LOAD_ENVIRONMENT)
         done = subprocess.run(["bash", "-c", f"{load}; {command}"], capture_output=True, text=True, timeout=patient(30))
         assert done.returncode == 0, done.stderr
         return done.stdout

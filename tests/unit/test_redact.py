@@ -104,6 +104,9 @@ def test_the_split_of_the_output_makes_no_difference(before: str, after: str, cu
         "ghr_16C7e42F292c6912E7710c838347Ae178B4a",
         "github_pat_11ABCDEFG0abcdefghijkl_mnopqrstuvwxyz",
         "AKIAIOSFODNN7EXAMPLE",
+        "sk-ant-api03-" + "x1Y-" * 20,
+        "sk-proj-" + "x1Y_" * 20,
+        "AIza" + "x1Y-_" * 7,
     ],
 )
 def test_unregistered_tokens_are_recognized_by_their_form(token: str) -> None:

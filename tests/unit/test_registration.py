@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,66 @@ from gibil_bot.github.registration import (
 ROOT = Path(__file__).parents[2]
 MANIFEST = shipped_manifest()
 AT = datetime(2026, 11, 23, 12, 30, tzinfo=UTC)
+
+
+# Route of a repository → the permissions that its calls need at most, from the page of each endpoint, for example
+# https://docs.github.com/en/rest/git/trees#create-a-tree--fine-grained-access-tokens
+NEEDS = {
+    "activity": "contents: read",
+    "check-runs": "checks: write",
+    "check-runs/{number}": "checks: write",
+    "collaborators/{login}/permission": "metadata: read",
+    "commits/{sha}/check-runs": "checks: read",
+    "commits/{sha}/pulls": "pull_requests: read",
+    "compare/{range}": "contents: read",
+    "contents/{path}": "contents: read",
+    "git/blobs": "contents: write",
+    "git/blobs/{sha}": "contents: read",
+    "git/commits": "contents: write",
+    "git/ref/heads/{path}": "contents: read",
+    "git/refs": "contents: write",
+    "git/refs/heads/{path}": "contents: write",
+    "git/trees": "contents: write",
+    "git/trees/{tree}": "contents: read",
+    "installation": "metadata: read",
+    "issues/comments/{number}": "issues: write",
+    "issues/{number}/comments": "issues: write",
+    "pulls": "pull_requests: write",
+    "pulls/{number}": "pull_requests: read",
+    "pulls/{number}/comments": "pull_requests: read",
+    "pulls/{number}/reviews": "pull_requests: write",
+    "*/comments/{number}/reactions": "issues: write, pull_requests: write",
+}
+EVENTS_ONLY = {"merge_queues": "read"}
+"""Needed for the event merge_group."""
+
+
+def called_routes() -> set[str]:
+    """Return the routes of repositories in the code that uses the App's tokens."""
+    found = set()
+    for file in (ROOT / "gibil_bot/github/api").glob("*.py"):
+        if file.name == "user_pull_requests.py":  # with a user's token
+            continue
+        tree = ast.parse(file.read_text())
+        parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+        for node in ast.walk(tree):
+            route = ""
+            if isinstance(node, ast.JoinedStr):
+                route = "".join(str(part.value) if isinstance(part, ast.Constant) else "*" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in parts:
+                route = node.value
+            if route.startswith("/repos/{repository}/"):
+                found.add(route.removeprefix("/repos/{repository}/"))
+    return found
+
+
+def test_the_manifest_asks_for_exactly_what_the_calls_need() -> None:
+    assert called_routes() == set(NEEDS)
+    needed: dict[str, str] = dict(EVENTS_ONLY)
+    for need in ", ".join(NEEDS.values()).split(", "):
+        name, level = need.split(": ")
+        needed[name] = max(level, needed.get(name, ""), key=("", "read", "write").index)
+    assert MANIFEST.permissions == needed
 
 
 def registered(**changes: Any) -> RegisteredApp:
@@ -95,7 +156,9 @@ def test_a_correctly_registered_app_has_no_differences() -> None:
     [
         ({"permissions": {**MANIFEST.permissions, "checks": "read"}}, "lacks checks: write (has read)", True),
         ({"permissions": {}}, "issues: write (has none)", True),
-        ({"permissions": {**MANIFEST.permissions, "contents": "write"}}, "unneeded permissions: contents: write", False),
+        ({"permissions": {**MANIFEST.permissions, "contents": "admin"}}, "unneeded permissions: contents: admin", False),
+        ({"permissions": {**MANIFEST.permissions, "contents": "read"}}, "contents: write (has read): workflows with", False),
+        ({"permissions": {**MANIFEST.permissions, "contents": "none"}}, "lacks contents: write (has none)", True),
         ({"permissions": {**MANIFEST.permissions, "secrets": "read"}}, "unneeded permissions: secrets: read", False),
         ({"events": MANIFEST.events[1:]}, f"not subscribed to {MANIFEST.events[0]}", True),
         ({"webhook_url": None}, "has no URL", True),

@@ -162,6 +162,21 @@ def test_failed_tests_are_not_reported_as_a_failed_preparation() -> None:
         assert "tox" not in text
 
 
+def test_failed_tests_without_the_submodules_of_the_ci_are_a_failed_preparation() -> None:
+    red = (result(0, TaskStatus.SUCCESS), result(1, TaskStatus.SUCCESS), result(2, TaskStatus.FAILURE, exit_status=1))
+    incomplete = replace(DETECTED, missing="submodules")
+    failed = finished(Conclusion.FAILURE, *red, plan={"tasks": PREPARED, "detected": incomplete})
+    assert output(failed)["title"] == "The preparation failed (submodules) in 1 min 12 s"
+    for text in (output(failed)["summary"], comment_body(failed)):
+        assert "The **preparation** failed: the checkout lacks submodules, so this says nothing about the code." in text
+        assert "Its CI runs `uv run --locked tox run`" in text
+    failed = finished(Conclusion.FAILURE, *UNPREPARED, plan={"tasks": PREPARED, "detected": incomplete})
+    assert output(failed)["title"] == "The preparation failed (install) in 1 min 12 s; the tests didn't run"
+    green = tuple(result(index, TaskStatus.SUCCESS) for index in range(3))
+    passed = finished(Conclusion.SUCCESS, *green, plan={"tasks": PREPARED, "detected": incomplete})
+    assert "preparation" not in output(passed)["summary"]
+
+
 def test_tests_of_which_no_command_can_run_are_answered_with_the_projects_ci() -> None:
     red = (result(0, TaskStatus.SUCCESS), result(1, TaskStatus.SUCCESS), result(2, TaskStatus.FAILURE, exit_status=127))
     failed = finished(Conclusion.FAILURE, *red, plan={"tasks": PREPARED, "detected": DETECTED})
@@ -228,6 +243,18 @@ def test_blocked_hosts_are_listed_once_and_escaped() -> None:
         assert blocked.startswith("> ⛔ ``"), "in code between double backticks, where a single one is a character"
         (own,) = [line for line in text.splitlines() if "127.0.0.2:80" in line]
         assert "GIBIL_EGRESS_ALLOW" not in own
+
+
+def test_hosts_that_an_agent_may_not_reach_are_listed_once_as_entries_of_its_allow_list() -> None:
+    ports = (0, 443, 80, 22, 22)
+    unlisted = [Refusal(host="a.example", port=port, unlisted=True) for port in ports]
+    private = Refusal(host="10.0.0.1", port=80)
+    lines = blocked_view(Refusals(refused=(*unlisted, private, Refusal(host="b.example", port=0, unlisted=True))))
+    assert lines == [
+        "blocked because the agent task's allow-list doesn't have them: a.example, a.example:22, b.example; add them to "
+        "`allow:` of the task, or let the operator add them to GIBIL_EGRESS_ALLOW",
+        "blocked because they are not public: 10.0.0.1:80; the operator can allow them with GIBIL_EGRESS_ALLOW=10.0.0.1:80",
+    ]
 
 
 def test_the_list_of_blocked_hosts_is_bounded() -> None:
@@ -713,3 +740,12 @@ def test_numbers_and_durations_are_readable() -> None:
     assert [ordinal(number) for number in (1, 2, 3, 4, 11, 12, 13, 21, 112, 123)] == [
         "1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "112th", "123rd",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("host", ["169.254.169.254", "100.100.100.200", "fd00:ec2::254", "metadata.google.internal"])
+@pytest.mark.parametrize("unlisted", [True, False])
+def test_no_advice_allows_addresses_where_clouds_answer_with_credentials(host: str, unlisted: bool) -> None:
+    (line,) = blocked_view(Refusals(refused=(Refusal(host=host, port=80, unlisted=unlisted),)))
+    assert host in line
+    assert "GIBIL_EGRESS_ALLOW" not in line
+    assert "`allow:`" not in line

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -25,7 +26,9 @@ from gibil_bot.model import (
     Trust,
 )
 from gibil_bot.ports import DeliveryOutcome
-from gibil_bot.runs.sqlite import database, inbox, outbox, runs
+from gibil_bot.runs.sql import inbox, outbox, runs
+from gibil_bot.runs.sqlite import database
+from gibil_bot.runs.sqlite.connection import SqliteConnection, completed
 
 HISTORY = 3000
 
@@ -78,7 +81,7 @@ def write_history(db: sqlite3.Connection) -> None:
         [(f"history-{number}", "a" * 40, source, plan) for number in numbers],
     )
     db.executemany(
-        "insert into tellings (key, kind, installation_id, repository, body, due_at, told_revision, told_at) "
+        "insert into notifications (key, kind, installation_id, repository, body, due_at, published_revision, published_at) "
         "values (?, 'comment', 1, 'ada/engine', '{}', 0, 1, 0)",
         [(f"history-{number}",) for number in numbers],
     )
@@ -90,7 +93,9 @@ def one_run_through(db: sqlite3.Connection, name: str) -> dict[str, int]:
     topics: set[str] = set()
     steps: dict[str, int] = {}
 
-    def counted(what: str, act: Callable[[], object]) -> object:
+    connection = SqliteConnection(db)
+
+    def counted(what: str, act: Callable[[], Coroutine[Any, Any, object]]) -> object:
         def step() -> int:
             steps[what] += 1
             return 0
@@ -98,21 +103,21 @@ def one_run_through(db: sqlite3.Connection, name: str) -> dict[str, int]:
         steps[what] = 0
         db.set_progress_handler(step, 10)
         try:
-            return act()
+            return completed(act())
         finally:
             db.set_progress_handler(None, 0)
 
     arrived = Delivery(guid=name, event_name="push", event=Ignored(reason="a test"), received_at=datetime.now(UTC))
     outcome = DeliveryOutcome(runs=[new_run(name)], notifications=[check_run_update(name)])
-    counted("accept", lambda: inbox.accept(db, topics, arrived))
-    counted("claim_deliveries", lambda: inbox.claim(db, topics, "a", 10, 100.0, 60.0))
-    counted("complete", lambda: inbox.complete(db, topics, "a", name, outcome, 100.0))
-    claim = runs.claim_run(db, topics, "a", 100.0, 60.0, 10)
+    counted("accept", lambda: inbox.accept(connection, topics, arrived))
+    counted("claim_deliveries", lambda: inbox.claim(connection, topics, "a", 10, 100.0, 60.0))
+    counted("complete", lambda: inbox.complete(connection, topics, "a", name, outcome, 100.0))
+    claim = completed(runs.claim_run(connection, topics, "a", 100.0, 60.0, 10))
     assert claim is not None
-    counted("finish", lambda: runs.finish(db, topics, claim, Conclusion.SUCCESS, [], 100.0))
-    counted("claim_run", lambda: runs.claim_run(db, topics, "a", 100.0, 60.0, 10))
-    counted("unfinished", lambda: runs.unfinished(db))
-    counted("claim_tellings", lambda: outbox.claim(db, topics, "a", 10, 200.0, 60.0, []))
+    counted("finish", lambda: runs.finish(connection, topics, claim, Conclusion.SUCCESS, [], 100.0))
+    counted("claim_run", lambda: runs.claim_run(connection, topics, "a", 100.0, 60.0, 10))
+    counted("unfinished", lambda: runs.unfinished(connection))
+    counted("claim_tellings", lambda: outbox.claim(connection, topics, "a", 10, 200.0, 60.0, []))
     return steps
 
 

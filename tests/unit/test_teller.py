@@ -18,7 +18,8 @@ from gibil_bot.model import (
     ReactionUpdate,
 )
 from gibil_bot.runs.outbox import OutboxPublisher
-from gibil_bot.runs.sqlite.store import SqliteStore, open_store
+from gibil_bot.runs.sql.store import SqlStore
+from gibil_bot.runs.sqlite.store import open_store
 from tests.doubles.patience import patient
 
 WITHIN_S = 10.0
@@ -53,7 +54,7 @@ class SlowGitHub:
 
 
 @contextlib.asynccontextmanager
-async def publishing(folder: Path) -> AsyncIterator[tuple[SqliteStore, SlowGitHub]]:
+async def publishing(folder: Path) -> AsyncIterator[tuple[SqlStore, SlowGitHub]]:
     store = await open_store(f"sqlite:///{folder}/gibil.db")
     github = SlowGitHub()
     task = asyncio.create_task(OutboxPublisher(store.outbox, github, "tests").run())

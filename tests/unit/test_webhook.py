@@ -439,7 +439,7 @@ def test_the_manifest_subscribes_to_exactly_the_events_that_are_read() -> None:
     assert sorted(manifest["default_events"]) == sorted(EVENTS)
     assert manifest["default_permissions"] == {
         "metadata": "read",
-        "contents": "read",
+        "contents": "write",
         "checks": "write",
         "issues": "write",
         "pull_requests": "write",
