@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gibil_bot.detection import ci_hints, cmake, go, java, linters, node, others, php, ruby, rust, shell, submodules
@@ -563,7 +563,6 @@ JSON = st.recursive(
 FILES = tuple(sorted({pattern.replace("*", "$(id)") for module in MODULES for pattern in module.WANTED}))
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     st.dictionaries(st.sampled_from(FILES), JSON.map(json.dumps).map(str.encode) | st.binary(max_size=40), max_size=8),
     st.sets(

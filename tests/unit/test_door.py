@@ -197,7 +197,7 @@ EVENTS = st.sampled_from(["issue_comment", "pull_request", "check_run", "check_s
 LATIN = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=40)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=BODIES, event=EVENTS | LATIN, guid=LATIN, signed=st.booleans())
 async def test_any_webhook_request_is_answered_with_202_400_or_401(
     tmp_path_factory: pytest.TempPathFactory, body: bytes, event: str, guid: str, signed: bool

@@ -6,7 +6,7 @@ import re
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gibil_bot.planning.patterns import MAX_VALUE, InvalidPattern, compile_pattern
@@ -22,7 +22,6 @@ PATTERNS = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(PATTERNS, st.text(alphabet="abcé01._-\n", max_size=8))
 def test_patterns_agree_with_re(pattern: str, value: str) -> None:
     assert compile_pattern(pattern).fullmatch(value) == bool(re.fullmatch(pattern, value, re.ASCII))
@@ -83,7 +82,6 @@ def test_a_pattern_that_is_not_supported_is_rejected_with_the_reason(
     assert capfd.readouterr().err == "", "RE2 logs nothing"
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="ab()[]{}*+?|^$\\-,.0123d:", max_size=40))
 def test_any_text_is_a_pattern_or_rejected(pattern: str) -> None:
     try:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gibil_bot.caps import Caps
@@ -519,7 +519,6 @@ def test_checking_files_reports_every_problem_of_each() -> None:
     assert [problem.path for problem in problems] == [".gibil.yml", "bad.yml", "bad.yml"]
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from([".gibil.yml", ".gibil/workflows/a.yml", ".gibil/workflows/b.yml"]), st.binary(max_size=80))
 )

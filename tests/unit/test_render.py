@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -535,7 +535,6 @@ RESULTS = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
 @given(
     names=st.lists(HOSTILE, min_size=3, max_size=3),
     results=st.lists(RESULTS, max_size=4),

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gibil_bot.model import Plan, Run, RunState, Source, TaskPlan
@@ -169,7 +169,6 @@ def test_folders_for_path_are_absolute_and_one_per_line() -> None:
             parse_path_file(data)
 
 
-@settings(deadline=None)
 @given(st.one_of(st.binary(max_size=200), st.text(alphabet="AB=<\n\rE _0", max_size=80).map(str.encode)))
 def test_any_bytes_are_read_or_rejected(data: bytes) -> None:
     for parse in (parse_env_file, parse_path_file):

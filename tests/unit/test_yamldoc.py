@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gibil_bot.errors import InvalidWorkflow
@@ -119,7 +119,6 @@ def test_the_slowest_file_of_the_largest_size_is_read_in_seconds(piece: str) -> 
     assert time.monotonic() - began < patient(20)
 
 
-@settings(deadline=None)
 @given(st.one_of(st.binary(max_size=300), st.text(alphabet="ab:-[]{}&*!|>'\"#%@`,? \n\t~<", max_size=200).map(str.encode)))
 def test_any_bytes_are_read_or_rejected(data: bytes) -> None:
     try:
