@@ -35,7 +35,7 @@ for number, handler in (
 # --hypothesis-profile search`), not by an unrelated change. No deadline: a busy computer isn't a fault. No example database: the
 # checkout may be read-only for this user, and several workers share it.
 settings.register_profile("gibil", database=None, deadline=None, derandomize=True)
-settings.register_profile("search", database=None, deadline=None, max_examples=5000)
+settings.register_profile("search", database=None, deadline=None, max_examples=2000)
 settings.load_profile("gibil")
 
 

@@ -52,7 +52,7 @@ def outside_code(markdown: str) -> str:
         elif found := re.match(r"(`{3,})text\Z", line):
             fence = found[1]
         else:
-            outside.append(re.sub(r"(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)", "", line))
+            outside.append(re.sub(r"(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)", " ", line))
     assert not fence, "a code block is left open"
     return "\n".join(outside)
 
