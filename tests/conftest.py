@@ -44,10 +44,13 @@ SLOW_CONTRACTS = ("test_provider", "test_shell", "test_remote_forwarding", "test
 SLOW_FIXTURES = frozenset({"far", "local_machines", "hetzner_image", "postgres", "own_postgres"})
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_configure(config: pytest.Config) -> None:
-    """Scale the timeout of a test by the speed of this computer: see doubles/patience.py."""
-    config.option.timeout = patient(float(config.getini("timeout")))
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Scale the timeout of each test by the speed of this computer as it is now: see doubles/patience.py."""
+    marker = item.get_closest_marker("timeout")
+    seconds = marker.args[0] if marker is not None else item.config.option.timeout or item.config.getini("timeout")
+    item.add_marker(pytest.mark.timeout(patient(float(seconds))), append=False)
+    return (yield)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -4,6 +4,6 @@
 
 gibil_save
 gibil_record 0 success 0 $(($(gibil_now) - gibil_began)) ready
-: >@READY@
 gibil_line
 echo '=== ready'
+: >@READY@  # last: who waits for it finds all of this

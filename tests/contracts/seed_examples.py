@@ -101,6 +101,7 @@ def check_what_works_on_a_machine(line: CommandLine, name: str, created: dict[st
     followed = line.json("logs", name, started["job_id"], "-f")
     assert followed == {"name": name, "job_id": started["job_id"], "stdout": "one\n", "stderr": "two\n", "exit_code": 3}
     assert {job["job_id"] for job in line.json("jobs", name)} == {"provision", started["job_id"]}
+    line.json("run", name, "until [ -e /root/.gibil-ready ]; do sleep 0.1; done")
     logs = line.json("logs", name)
     assert (logs.keys(), logs["job_id"], logs["exit_code"]) == (followed.keys(), "provision", None)
     assert "ready" in logs["stdout"]
