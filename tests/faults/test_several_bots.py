@@ -657,6 +657,25 @@ async def test_a_run_moves_to_other_hosts_a_limited_number_of_times(stores: tupl
     assert "restarted 4 times already" in (run.note or "")
 
 
+async def test_the_host_that_worked_on_a_run_last_is_the_last_of_its_hosts(stores: tuple[SqlStore, SqlStore]) -> None:
+    await queue(stores[0], one_task("r1"))
+    orders = []
+    for host in ("ab", "a", "ab", "b", "ab", "", "a"):
+        claim = await stores[0].runs.claim(f"bot of {host}", lease_s=60, max_machines=9, host=host)
+        assert claim is not None
+        orders.append(claim.run.hosts)
+        await stores[0].runs.release(claim)
+    assert orders == [
+        ("ab",),
+        ("ab", "a"),
+        ("a", "ab"),
+        ("a", "ab", "b"),
+        ("a", "b", "ab"),
+        ("a", "b", "ab"),  # a process that belongs to no host
+        ("b", "ab", "a"),
+    ]
+
+
 async def test_a_machine_that_is_lost_after_the_move_is_replaced_once(
     stores: tuple[SqlStore, SqlStore], tmp_path: Path
 ) -> None:
