@@ -82,12 +82,15 @@ async def prepare_to_connect() -> None:
     await asyncio.to_thread(importlib.import_module, "gibil_bot.ssh.client")
 
 
-async def open_store(settings: Settings, *, exclusive: bool = True, limit_s: float | None = None) -> Store:
+async def open_store(
+    settings: Settings, *, exclusive: bool = True, limit_s: float | None = None, host_id: str = ""
+) -> Store:
     """Open the database of GIBIL_DATABASE_URL for a bot, and create or migrate it. Raises StoreError with what to do.
 
     `exclusive`: of a SQLite file, no other bot may use it. A PostgreSQL is always shared. Otherwise it is opened for a command,
     and a bot of an older version may use it: StoreError instead of a migration. A new database is still created.
-    `limit_s`: for each transaction of a PostgreSQL, instead of a bot's limit.
+    `limit_s`: for each transaction of a PostgreSQL, instead of a bot's limit. `host_id`: of the bot. While bots of other hosts use
+    a PostgreSQL, StoreError instead of a migration.
     """
     if not exclusive:
         await _require_no_migration(settings)
@@ -95,7 +98,7 @@ async def open_store(settings: Settings, *, exclusive: bool = True, limit_s: flo
         from gibil_bot.runs.postgres.server import LIMIT_S
         from gibil_bot.runs.postgres.store import open_store as open_shared
 
-        return await open_shared(settings.database_url, limit_s=limit_s or LIMIT_S)
+        return await open_shared(settings.database_url, limit_s=limit_s or LIMIT_S, host_id=host_id)
     from gibil_bot.runs.sqlite.store import open_store as open_file
 
     return await open_file(settings.database_url, exclusive=exclusive)
@@ -436,7 +439,7 @@ async def running_bot(settings: Settings, *, patience: Patience | None = None) -
         stack.callback(os.close, hold_data_dir(settings.data_dir))
         host = this_host(settings.data_dir, settings.bot_url)
         process = process_name(host)
-        store = await _when_reachable(lambda: open_store(settings))
+        store = await _when_reachable(lambda: open_store(settings, host_id=host.id))
         bot = Bot(settings=settings, store=store)
         stack.push_async_callback(store.close)
         session = Session(settings.github_url, settings.github_app_id, settings.github_private_key.reveal())

@@ -11,6 +11,7 @@ import asyncpg
 
 from gibil_bot.database_url import shown_url
 from gibil_bot.errors import DatabaseUnreachable, StoreError
+from gibil_bot.runs.sql.hosts import UNSEEN_S
 from gibil_bot.runs.sql.migrations import migrations_of, require_not_newer
 
 LIMIT_S = 4.0
@@ -110,10 +111,11 @@ async def connect(url: str) -> asyncpg.Connection:
     return await asyncpg.connect(url, timeout=CONNECT_S, server_settings={"application_name": "gibil-bot"})
 
 
-async def migrate(url: str) -> tuple[int, int]:
+async def migrate(url: str, *, host_id: str = "", force: bool = False) -> tuple[int, int]:
     """Create the schema, or migrate it to this version, all steps in one transaction; return the versions before and after.
 
-    Raises StoreError, also if the database is from a newer version.
+    Raises StoreError, also if the database is from a newer version, and unless `force` if bots use its older version. The bot of
+    the host `host_id` doesn't count: the caller holds the lock of its data directory.
     """
     steps = migrations()
     with translated(url):
@@ -129,7 +131,14 @@ async def migrate(url: str) -> tuple[int, int]:
                     "(number bigint primary key, applied_at timestamptz not null default now())"
                 )
                 current = await connection.fetchval("select coalesce(max(number), 0) from schema_version")
-                require_not_newer(shown_url(url), current, steps[-1][0])
+                newest = steps[-1][0]
+                require_not_newer(shown_url(url), current, newest)
+                if current < newest and not force and (hosts := await _running(connection, host_id)):
+                    raise StoreError(
+                        f"{described(url)} has version {current}, and this gibil needs {newest}, but bots of the older version "
+                        f"use it on {', '.join(hosts)}, or did {UNSEEN_S:g} s ago, and a migration may stop their work: stop them "
+                        "first, then try again; `gibil db migrate --force` doesn't wait for them"
+                    )
                 if (encoding := await connection.fetchval("show server_encoding")) != "UTF8":
                     raise StoreError(
                         f"{described(url)} has the encoding {encoding}, which can't store every text: "
@@ -141,7 +150,20 @@ async def migrate(url: str) -> tuple[int, int]:
                         await connection.execute("insert into schema_version (number) values ($1)", number)
         finally:
             await closed(connection)
-    return current, steps[-1][0]
+    return current, newest
+
+
+async def _running(connection: asyncpg.Connection, host_id: str) -> list[str]:
+    """Return the names of the other hosts where a bot was seen. Databases of the first version don't know."""
+    if not await connection.fetchval("select to_regclass('processes') is not null"):
+        return []
+    rows = await connection.fetch(
+        "select distinct coalesce(h.name, p.host) from processes p left join hosts h on h.id = p.host "
+        "where p.host <> $1 and p.seen_at > extract(epoch from clock_timestamp()) - $2::float8 order by 1",
+        host_id,
+        UNSEEN_S,
+    )
+    return [row[0] for row in rows]
 
 
 async def server_now(connection: asyncpg.Connection) -> float:
