@@ -82,15 +82,13 @@ async def prepare_to_connect() -> None:
     await asyncio.to_thread(importlib.import_module, "gibil_bot.ssh.client")
 
 
-async def open_store(
-    settings: Settings, *, exclusive: bool = True, limit_s: float | None = None, host_id: str = ""
-) -> Store:
+async def open_store(settings: Settings, *, exclusive: bool = True, limit_s: float | None = None, host_id: str = "") -> Store:
     """Open the database of GIBIL_DATABASE_URL for a bot, and create or migrate it. Raises StoreError with what to do.
 
     `exclusive`: of a SQLite file, no other bot may use it. A PostgreSQL is always shared. Otherwise it is opened for a command,
     and a bot of an older version may use it: StoreError instead of a migration. A new database is still created.
-    `limit_s`: for each transaction of a PostgreSQL, instead of a bot's limit. `host_id`: of the bot. While bots of other hosts use
-    a PostgreSQL, StoreError instead of a migration.
+    `limit_s`: for each transaction of a PostgreSQL, instead of a bot's limit. `host_id`: of the bot. While bots of other hosts
+    use a PostgreSQL, StoreError instead of a migration.
     """
     if not exclusive:
         await _require_no_migration(settings)

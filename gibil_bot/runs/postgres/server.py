@@ -114,8 +114,8 @@ async def connect(url: str) -> asyncpg.Connection:
 async def migrate(url: str, *, host_id: str = "", force: bool = False) -> tuple[int, int]:
     """Create the schema, or migrate it to this version, all steps in one transaction; return the versions before and after.
 
-    Raises StoreError, also if the database is from a newer version, and unless `force` if bots use its older version. The bot of
-    the host `host_id` doesn't count: the caller holds the lock of its data directory.
+    Raises StoreError, also if the database is from a newer version, and unless `force` if bots use its older version. The bot
+    of the host `host_id` doesn't count: the caller holds the lock of its data directory.
     """
     steps = migrations()
     with translated(url):
@@ -136,8 +136,8 @@ async def migrate(url: str, *, host_id: str = "", force: bool = False) -> tuple[
                 if current < newest and not force and (hosts := await _running(connection, host_id)):
                     raise StoreError(
                         f"{described(url)} has version {current}, and this gibil needs {newest}, but bots of the older version "
-                        f"use it on {', '.join(hosts)}, or did {UNSEEN_S:g} s ago, and a migration may stop their work: stop them "
-                        "first, then try again; `gibil db migrate --force` doesn't wait for them"
+                        f"use it on {', '.join(hosts)}, or did {UNSEEN_S:g} s ago, and a migration may stop their work: stop "
+                        "them first, then try again; `gibil db migrate --force` doesn't wait for them"
                     )
                 if (encoding := await connection.fetchval("show server_encoding")) != "UTF8":
                     raise StoreError(

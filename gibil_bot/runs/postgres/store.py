@@ -14,7 +14,7 @@ async def open_store(
 ) -> SqlStore:
     """Connect to the database of `postgresql://…`, and create or migrate its schema. Raises StoreError with what to do.
 
-    `clock`: instead of the server's time. `limit_s`: for each transaction and each query. `host_id`: the host whose bot opens it;
+    `clock`: instead of the server's time. `limit_s`: for each transaction and each query. `host_id`: whose bot opens it;
     if bots of other hosts use an older schema, it isn't migrated.
     """
     await migrate(database_url, host_id=host_id)
