@@ -132,7 +132,9 @@ class GitHubError(GibilError):
 
 
 class NotAskedYet(GitHubError):
-    """No request was sent, to stay below GitHub's rate limit; try again after `retry_after_s`. Not a failure."""
+    """No request was sent, to stay below GitHub's rate limit, or because another bot may send it; try again after
+    `retry_after_s`. Not a failure.
+    """
 
 
 class NoWriteAccess(GitHubError):

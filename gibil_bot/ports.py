@@ -403,9 +403,11 @@ class GitHub(Protocol):
 class Publisher(Protocol):
     """Makes GitHub show one notification. Called for one key at a time, and repeated until it succeeds."""
 
-    async def publish(self, due: DueNotification) -> int | None:
+    async def publish(self, due: DueNotification, *, holds: Callable[[], bool] = lambda: True) -> int | None:
         """Create or update the object so that GitHub shows `due.notification`; return GitHub's id of it.
 
+        `holds`: whether the claim of the notification holds. Called directly before each write; if it doesn't, nothing is sent,
+        and NotAskedYet is raised.
         Never creates twice: with `attempts > 0` and no remote id it searches first (external_id, marker). Raises GitHubError:
         `retry_after_s` None means that GitHub will never accept it (404, 410, 422), and it is dropped with a log line.
         """

@@ -499,7 +499,7 @@ async def running_bot(settings: Settings, *, patience: Patience | None = None) -
         bot.delivery_lost = reaper.delivery_lost
         bot.person_runs = PersonRuns(store, github, policy, files)
         dispatcher = Dispatcher(tools, store.runs, process, away_s=settings.host_away_s)
-        publisher = OutboxPublisher(store.outbox, github, process)
+        publisher = OutboxPublisher(store.outbox, github, process, is_present=lambda: not store.is_shared or presence.holds())
         on_bots = (session.share_limits, dispatcher.share)
         on_lapse = (dispatcher.stop_all, publisher.stop_all) if store.is_shared else ()
         presence = Presence(store.hosts, host, process, on_bots=on_bots, on_lapse=on_lapse)

@@ -803,20 +803,36 @@ async def test_one_bot_at_a_time_looks_for_lost_deliveries(
     assert pruned == [stores[0]]
 
 
+async def test_a_bot_knows_by_its_own_clock_when_others_may_have_its_work(
+    stores: tuple[SqlStore, SqlStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = [0.0]
+    monkeypatch.setattr("gibil_bot.runs.presence.passed_s", lambda: time.monotonic() + later[0])
+    presence = Presence(stores[0].hosts, Host(id="00000000000000aa", name="vm"), "process")
+    assert not presence.holds()
+    await presence.start()
+    later[0] = 20.0
+    assert presence.holds()
+    later[0] = 26.0  # others end its leases after 30 s
+    assert not presence.holds()
+
+
 async def test_two_bots_with_the_id_of_one_host_both_stop(
     stores: tuple[SqlStore, SqlStore], caplog: pytest.LogCaptureFixture
 ) -> None:
     """As after copying a data directory, on one computer or to another one of the same name."""
     twins = Host(id="00000000000000aa", name="vm")
     stopped = [asyncio.Event(), asyncio.Event()]
-    running = []
+    running, presences = [], []
     for number, (store, lapse) in enumerate(zip(stores, stopped, strict=True)):
         presence = Presence(store.hosts, twins, f"process {number}", on_lapse=[lapse.set], every_s=0.05)
         await presence.start()
+        presences.append(presence)
         running.append(asyncio.create_task(presence.run()))
     async with asyncio.timeout(patient(20)):
         for each in stopped:
             await each.wait()
+    assert [presence.holds() for presence in presences] == [False, False]
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
