@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from gibil_bot.providers.local.runtime_store import RuntimeStore
     from gibil_bot.runs.agent_tools import AgentTools
     from gibil_bot.runs.agent_values import Briefing
+    from gibil_bot.runs.agreements import Comparison
     from gibil_bot.runs.caches import Caches
     from gibil_bot.runs.context import Policy
     from gibil_bot.runs.local_checkout import Checkout, Limits
@@ -123,6 +124,26 @@ def open_maintained(settings: Settings) -> Maintained:
     from gibil_bot.runs.sqlite.maintenance import MaintainedFile
 
     return MaintainedFile(settings.database_url)
+
+
+async def compare_agreements(settings: Settings) -> list[Comparison]:
+    """Return how this host's settings fit those of the database's other bots. Changes nothing. Raises GibilError."""
+    from gibil_bot.runs.agreements import compare
+    from gibil_bot.runs.host import known_id
+    from gibil_bot.runs.sql import agreements, hosts
+
+    database = open_maintained(settings)
+    try:
+        stored = await database.read(agreements.every)
+        seen = await database.read(functools.partial(hosts.every, now=database.now()))
+    finally:
+        await database.close()
+    is_shared = is_postgresql(settings.database_url)
+
+    def compared() -> list[Comparison]:
+        return compare(stored, seen, settings, open_keyring(settings), known_id(settings.data_dir), is_shared=is_shared)
+
+    return await asyncio.to_thread(compared)
 
 
 async def export_database(settings: Settings, url: str, progress: OnProgress) -> Exported:
