@@ -138,8 +138,8 @@ def _compare_key(keyring: Keyring, agreed: str | None, hosts: list[str], *, is_s
         remedy = "restore the former keyring.key if there are such machines"
         return Comparison(name=name, detail=f"{keyring.path} {what}", remedy=remedy)
     problem, remedy = _other_key(hosts)
-    detail = f"{keyring.path}{'' if exists else ' does not exist, and a new key would be another one'}: {problem}"
-    return Comparison(name=name, ok=False, detail=detail, remedy=remedy)
+    missing = "" if exists else "it doesn't exist, and a new key would be another one: "
+    return Comparison(name=name, ok=False, detail=f"{keyring.path}: {missing}{problem}", remedy=remedy)
 
 
 def _compare_value(

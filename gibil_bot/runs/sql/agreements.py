@@ -17,7 +17,7 @@ async def agree(db: Connection, topics: set[str], name: str, value: str) -> str:
 
 
 async def every(db: Connection) -> dict[str, str]:
-    return {name: value for name, value in await db.rows("select name, value from agreements")}
+    return dict(await db.rows("select name, value from agreements"))
 
 
 async def replace(db: Connection, topics: set[str], name: str, value: str) -> None:
