@@ -200,6 +200,10 @@ class DatabaseUnreachable(StoreError):
     """The server of the database can't be reached at present, or doesn't answer."""
 
 
+class DatabaseFull(StoreError):
+    """The disk of the database is full, so nothing can be stored."""
+
+
 class ClaimLost(GibilError):
     """Another process has claimed the run. The caller must stop working on it, and writes nothing more."""
 

@@ -872,6 +872,12 @@ class Store(Protocol):
         `replace`: overwrite it. runs.agreements has the names.
         """
 
+    async def check_writable(self) -> None:
+        """Store as much as an ordinary delivery needs, and delete it. Raises StoreError as `Inbox.accept` would.
+
+        DatabaseFull: the disk is full.
+        """
+
     async def counts(self) -> dict[str, int]:
         """Return counts for metrics and the doctor: deliveries_unhandled, deliveries_failed, runs_queued, runs_running,
         runs_finished, tellings_due, tellings_failed.

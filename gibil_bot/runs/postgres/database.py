@@ -35,6 +35,7 @@ class PostgresDatabase:
     """Created by `open_database`."""
 
     is_shared = True
+    room_bytes = 0
 
     def __init__(self, url: str, pool: asyncpg.Pool, clock: Callable[[], float] | None, limit_s: float) -> None:
         self._url = url

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 import asyncpg
 
 from gibil_bot.database_url import shown_url
-from gibil_bot.errors import DatabaseUnreachable, StoreError
+from gibil_bot.errors import DatabaseFull, DatabaseUnreachable, StoreError
 from gibil_bot.runs.sql.hosts import UNSEEN_S
 from gibil_bot.runs.sql.migrations import migrations_of, require_not_newer
 
@@ -70,7 +70,11 @@ def store_error(url: str, error: BaseException, limit_s: float = LIMIT_S) -> Sto
     """Describe an error of asyncpg in one line, with what to do."""
     remedy = next((each for types, each in _REMEDIES if isinstance(error, types)), "")
     reason = f"it didn't answer within {limit_s:g} s" if isinstance(error, TimeoutError) else _one_line(str(error))
-    kind = DatabaseUnreachable if isinstance(error, (*LOST, TimeoutError)) else StoreError
+    kind = StoreError
+    if isinstance(error, (*LOST, TimeoutError)):
+        kind = DatabaseUnreachable
+    elif isinstance(error, asyncpg.DiskFullError):
+        kind = DatabaseFull
     return kind(f"{described(url)}: {reason or type(error).__name__}" + (f"; {remedy}" if remedy else ""))
 
 
