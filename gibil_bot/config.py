@@ -21,6 +21,7 @@ from gibil_bot.quantities import parse_duration as parse_duration
 from gibil_bot.quantities import parse_size as parse_size
 
 GIB = 1024**3
+_UNREADABLE = "make it readable for the user who runs gibil, or delete it"
 _LOOPBACK_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
 
 
@@ -332,6 +333,9 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     if str(data_dir).startswith("~"):  # a user id without an entry in /etc/passwd, and without HOME
         raise ConfigurationError((f"GIBIL_DATA_DIR: cannot expand '{data_dir}'; set it to a writable directory",))
     data_dir = data_dir.absolute()
+    existing = next((each for each in (data_dir, *data_dir.parents) if os.path.exists(each)), data_dir)
+    if os.path.isfile(existing):
+        raise ConfigurationError((f"GIBIL_DATA_DIR: '{existing}' is a file; set it to a writable directory",))
     env = {**_saved(data_dir, problems), **env}
     database_url = env.get("GIBIL_DATABASE_URL") or f"sqlite:///{data_dir / 'gibil.db'}"
     if (problem := problem_of(database_url)) is not None:
@@ -497,7 +501,7 @@ def _saved(data_dir: Path, problems: list[str]) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{path}: {_reason(error)}")
+        problems.append(f"{path}: {_reason(error)}; {_UNREADABLE}")
         return {}
     if mode & 0o077:
         problems.append(f"{path}: other users can read it; run chmod 600 {path}")
@@ -525,7 +529,7 @@ def _secrets(env: Mapping[str, str], data_dir: Path, problems: list[str], notes:
     except FileNotFoundError:
         pass
     except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{path}: {_reason(error)}")
+        problems.append(f"{path}: {_reason(error)}; {_UNREADABLE}")
     else:
         if mode & 0o077:
             problems.append(f"{path}: other users can read it; run chmod 600 {path}")

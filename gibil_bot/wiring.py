@@ -416,7 +416,7 @@ async def _when_reachable(act: Callable[[], Awaitable[T]]) -> T:
 
     def waiting(error: Exception, failures: int) -> None:
         if failures == 1:
-            log.warning("waiting for the database: %s", error)
+            log.warning("waiting for the database, for a minute at most: %s", error)
 
     return await _STARTING.call(
         act,

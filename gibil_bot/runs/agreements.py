@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
 
@@ -45,11 +45,11 @@ async def check_agreements(store: Store, settings: Settings, keyring: Keyring, h
     check = keyring.check_value()
     if await store.agree("keyring", check) != check:
         if is_shared:
-            raise ConfigurationError((f"{keyring.path}: {': '.join(_other_key([each.host.name for each in seen]))}",))
+            raise ConfigurationError((f"{keyring.path}: {': '.join(_other_key(_names(seen)))}",))
         await store.agree("keyring", check, replace=True)
         log.warning("%s %s", keyring.path, _NEW_KEY)
     problems = []
-    running = [each.host.name for each in seen if not each.is_away]
+    running = _names(each for each in seen if not each.is_away)
     values = {
         "github app": (_app(settings), _APP_SETTINGS),
         "provider": (_provider(settings, keyring), _PROVIDER_SETTINGS),
@@ -71,7 +71,7 @@ async def warn_of_differences(store: Store, settings: Settings, host_id: str) ->
 
     With another one it works, too, but the highest is the limit of all. Where no other bot is running, this one's replaces it.
     """
-    running = [each.host.name for each in await store.hosts.all() if each.host.id != host_id and not each.is_away]
+    running = _names(each for each in await store.hosts.all() if each.host.id != host_id and not each.is_away)
     value = str(settings.max_machines)
     if (stored := await store.agree("max machines", value)) == value:
         return
@@ -101,10 +101,10 @@ def compare(
     `stored`: the table agreements. `seen`: the hosts of the database. Raises ConfigurationError for a key that can't be read.
     """
     others = [each for each in seen if each.host.id != host_id]
-    running = [each.host.name for each in others if not each.is_away]
+    running = _names(each for each in others if not each.is_away)
     agreed = stored.get("keyring")
     is_same_key = keyring.path.exists() and keyring.check_value() == agreed
-    found = [_compare_key(keyring, agreed, [each.host.name for each in others], is_shared=is_shared)]
+    found = [_compare_key(keyring, agreed, _names(others), is_shared=is_shared)]
     if settings.github_app_id:
         found.append(_compare_value("App", _APP_SETTINGS, stored.get("github app"), _app(settings), running, is_shown=True))
     provider = stored.get("provider")
@@ -168,6 +168,11 @@ def _other_key(hosts: list[str]) -> tuple[str, str]:
         "needs neither. If the key is lost on all hosts, stop all bots, destroy all machines, and delete the row 'keyring' of "
         "the table agreements",
     )
+
+
+def _names(hosts: Iterable[HostSeen]) -> list[str]:
+    """Return each name once: several hosts may have the same."""
+    return list(dict.fromkeys(each.host.name for each in hosts))
 
 
 def _differ(running: list[str]) -> str:

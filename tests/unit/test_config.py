@@ -97,6 +97,14 @@ def test_an_address_that_other_hosts_may_reach_is_not_reported(tmp_path: Path, h
     assert load_settings(env).notes == ()
 
 
+def test_a_data_directory_below_a_file_is_one_problem(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in ("file", "file/below"):
+        with pytest.raises(ConfigurationError) as caught:
+            load_settings({"GIBIL_DATA_DIR": str(tmp_path / path)})
+        assert caught.value.problems == (f"GIBIL_DATA_DIR: '{tmp_path}/file' is a file; set it to a writable directory",)
+
+
 def test_caps_are_read_and_invalid_ones_are_reported(tmp_path: Path) -> None:
     env = {"GIBIL_DATA_DIR": str(tmp_path), "GIBIL_MAX_MEMORY": "2g", "GIBIL_MAX_DISK": "512"}
     settings = load_settings({**env, "GIBIL_MAX_PIDS": "99", "GIBIL_SERVER_TYPES": "cx23, cx33"})

@@ -148,8 +148,10 @@ class PostgresDatabase:
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        while self._calls:
-            await asyncio.wait(self._calls)
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=LIMIT_S + _RELEASE_S)
+        for call in self._calls:  # of a command, whose user doesn't wait longer
+            call.cancel()
         await self._listener.close()
         try:
             async with asyncio.timeout(_RELEASE_S):

@@ -87,11 +87,14 @@ def translated(url: str) -> Iterator[None]:
     """Convert errors of asyncpg and of the network to StoreError."""
     try:
         yield
+    except (ValueError, OverflowError) as error:  # also asyncpg.ClientConfigurationError, which is one of FAILURES, too
+        # asyncpg repeats parts of the URL in these, which may be parts of the password.
+        raise StoreError(
+            f"{described(url)}: GIBIL_DATABASE_URL can't be read ({type(error).__name__}); write "
+            "postgresql://user@host:5432/database, with parameters that libpq knows"
+        ) from None
     except FAILURES as error:
         raise store_error(url, error) from error
-    except (ValueError, OverflowError, asyncpg.ClientConfigurationError) as error:
-        # asyncpg repeats parts of the URL in these, which may be parts of the password.
-        raise StoreError(f"{described(url)}: GIBIL_DATABASE_URL can't be read ({type(error).__name__})") from None
 
 
 @asynccontextmanager
