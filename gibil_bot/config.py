@@ -8,9 +8,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
-from gibil_bot.database_url import problem_of
+from gibil_bot.database_url import is_postgresql, problem_of
 from gibil_bot.errors import ConfigurationError
 from gibil_bot.limits import MOST_GLOB
 from gibil_bot.model_settings import ModelSettings, read_model_settings
@@ -20,6 +21,8 @@ from gibil_bot.quantities import parse_duration as parse_duration
 from gibil_bot.quantities import parse_size as parse_size
 
 GIB = 1024**3
+_UNREADABLE = "make it readable for the user who runs gibil, or delete it"
+_LOOPBACK_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -330,6 +333,9 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     if str(data_dir).startswith("~"):  # a user id without an entry in /etc/passwd, and without HOME
         raise ConfigurationError((f"GIBIL_DATA_DIR: cannot expand '{data_dir}'; set it to a writable directory",))
     data_dir = data_dir.absolute()
+    existing = next((each for each in (data_dir, *data_dir.parents) if os.path.exists(each)), data_dir)
+    if os.path.isfile(existing):
+        raise ConfigurationError((f"GIBIL_DATA_DIR: '{existing}' is a file; set it to a writable directory",))
     env = {**_saved(data_dir, problems), **env}
     database_url = env.get("GIBIL_DATABASE_URL") or f"sqlite:///{data_dir / 'gibil.db'}"
     if (problem := problem_of(database_url)) is not None:
@@ -402,10 +408,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
             problems.append(f"GIBIL_HOST_AWAY must be at least one minute, got {env['GIBIL_HOST_AWAY']!r}")
     except ValueError as error:
         problems.append(f"GIBIL_HOST_AWAY: {error}")
-    bot_url = env.get("GIBIL_BOT_URL", "").strip().rstrip("/")
-    if bot_url and not _is_base_url(bot_url):
-        shown = "one with a password" if "@" in bot_url else repr(bot_url)
-        problems.append(f"GIBIL_BOT_URL must be an http(s) URL such as http://10.0.0.5:8080, got {shown}")
+    bot_url = _bot_url(env, database_url, problems, notes)
 
     def size(name: str, lowest: int, highest: int | None = None) -> int | None:
         text = env.get(name, "").strip()
@@ -498,7 +501,7 @@ def _saved(data_dir: Path, problems: list[str]) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{path}: {_reason(error)}")
+        problems.append(f"{path}: {_reason(error)}; {_UNREADABLE}")
         return {}
     if mode & 0o077:
         problems.append(f"{path}: other users can read it; run chmod 600 {path}")
@@ -526,7 +529,7 @@ def _secrets(env: Mapping[str, str], data_dir: Path, problems: list[str], notes:
     except FileNotFoundError:
         pass
     except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{path}: {_reason(error)}")
+        problems.append(f"{path}: {_reason(error)}; {_UNREADABLE}")
     else:
         if mode & 0o077:
             problems.append(f"{path}: other users can read it; run chmod 600 {path}")
@@ -623,6 +626,55 @@ def _protected_paths(env: Mapping[str, str], problems: list[str]) -> tuple[str, 
         elif glob.startswith("!"):
             problems.append(f"GIBIL_PROTECTED_PATHS: {glob!r}: a glob can't be negated; list what is protected")
     return globs
+
+
+def _bot_url(env: Mapping[str, str], database_url: str, problems: list[str], notes: list[str]) -> str:
+    """Return GIBIL_BOT_URL without a slash at its end.
+
+    An address that leads other hosts to themselves is only noted: several bots on one computer work with it, and one bot alone
+    doesn't need any.
+    """
+    url = env.get("GIBIL_BOT_URL", "").strip().rstrip("/")
+    if not url:
+        return ""
+    if not _is_base_url(url):
+        shown = "one with a password" if "@" in url else repr(url)
+        problems.append(f"GIBIL_BOT_URL must be an http(s) URL such as http://10.0.0.5:8080, got {shown}")
+    elif is_postgresql(database_url):
+        reach = _reach(urlsplit(url).hostname or "")
+        if reach == "nothing":
+            problems.append(
+                "GIBIL_BOT_URL must have an address at which other hosts reach this one, such as http://10.0.0.5:8080, "
+                f"got {url!r}"
+            )
+        elif reach == "itself":
+            notes.append(
+                f"GIBIL_BOT_URL: at {url} a bot on another host reaches only itself, not this one; set it to this host's "
+                "address in their network, or leave it unset if there is no other host"
+            )
+    return url
+
+
+def _reach(host: str) -> Literal["anything", "itself", "nothing"]:
+    """Return what another computer may reach at the host of a URL. Names aren't resolved: other hosts may do it otherwise."""
+    import ipaddress
+    import socket
+
+    name = host.lower().rstrip(".")
+    if name in _LOOPBACK_NAMES or name.endswith(".localhost"):
+        return "itself"
+    try:
+        if ":" in name:
+            six = ipaddress.IPv6Address(name.partition("%")[0])
+            address: ipaddress.IPv4Address | ipaddress.IPv6Address = six.ipv4_mapped or six
+        else:
+            address = ipaddress.IPv4Address(socket.inet_aton(name))  # it also reads 127.1, as connecting does
+    except (OSError, ValueError):
+        return "anything"
+    if address.is_loopback:
+        return "itself"
+    broadcast = address == ipaddress.IPv4Address("255.255.255.255")
+    return "nothing" if address.is_unspecified or address.is_multicast or broadcast else "anything"
 
 
 def _is_base_url(text: str) -> bool:

@@ -9,6 +9,7 @@ POSTGRESQL = ("postgresql://", "postgres://")
 SQLITE = "sqlite:///"
 _HIDDEN = "postgresql://…"
 _HOSTS = re.compile(r"(?:(?:\[[0-9A-Fa-f:.%]+\]|[\w.%-]+)(?::\d+)?(?:,(?=[\w\[])|$))*", re.ASCII)
+_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _SHOWN_OPTIONS = ("host", "port", "user", "dbname", "database", "sslmode")
 
 
@@ -43,6 +44,13 @@ def problem_of(url: str) -> str | None:
                 "the PostgreSQL URL can't be parsed; write postgresql://user@host:5432/database, with every special character "
                 "of a password percent-encoded (@ as %40, / as %2F), or leave the password to PGPASSWORD or ~/.pgpass"
             )
+        parts = urlsplit(url)
+        ports = [host.rpartition("]")[2].rpartition(":")[2] for host in parts.netloc.rpartition("@")[2].split(",")]
+        if wrong := next((port for port in ports if port.isdigit() and not 0 < int(port) < 65536), None):
+            return f"the port {wrong} of {shown_url(url)} must be a number between 1 and 65535"
+        modes = [value for name, value in parse_qsl(parts.query) if name == "sslmode" and value not in _SSL_MODES]
+        if modes:
+            return f"the sslmode of {shown_url(url)} must be one of {', '.join(_SSL_MODES)}"
         return None
     if url.startswith(SQLITE):
         return None

@@ -132,7 +132,9 @@ class GitHubError(GibilError):
 
 
 class NotAskedYet(GitHubError):
-    """No request was sent, to stay below GitHub's rate limit; try again after `retry_after_s`. Not a failure."""
+    """No request was sent, to stay below GitHub's rate limit, or because another bot may send it; try again after
+    `retry_after_s`. Not a failure.
+    """
 
 
 class NoWriteAccess(GitHubError):
@@ -196,6 +198,10 @@ class StoreError(GibilError):
 
 class DatabaseUnreachable(StoreError):
     """The server of the database can't be reached at present, or doesn't answer."""
+
+
+class DatabaseFull(StoreError):
+    """The disk of the database is full, so nothing can be stored."""
 
 
 class ClaimLost(GibilError):

@@ -577,7 +577,7 @@ class Run(Struct, frozen=True, kw_only=True):
     machine_host: str | None = None
     """Id of the only host that reaches the machine; None: every host does, or there is no machine."""
     hosts: tuple[str, ...] = ()
-    """Ids of the hosts whose bots worked on it, which have the files of its logs."""
+    """Ids of the hosts whose bots worked on it, which have the files of its logs. The one that claimed it last is the last."""
 
 
 class Host(Struct, frozen=True, kw_only=True):

@@ -403,9 +403,11 @@ class GitHub(Protocol):
 class Publisher(Protocol):
     """Makes GitHub show one notification. Called for one key at a time, and repeated until it succeeds."""
 
-    async def publish(self, due: DueNotification) -> int | None:
+    async def publish(self, due: DueNotification, *, holds: Callable[[], bool] = lambda: True) -> int | None:
         """Create or update the object so that GitHub shows `due.notification`; return GitHub's id of it.
 
+        `holds`: whether the claim of the notification holds. Called directly before each write; if it doesn't, nothing is sent,
+        and NotAskedYet is raised.
         Never creates twice: with `attempts > 0` and no remote id it searches first (external_id, marker). Raises GitHubError:
         `retry_after_s` None means that GitHub will never accept it (404, 410, 422), and it is dropped with a log line.
         """
@@ -868,6 +870,12 @@ class Store(Protocol):
         """Store a value that all bots of the database have to share, unless one of that name is stored; return the stored one.
 
         `replace`: overwrite it. runs.agreements has the names.
+        """
+
+    async def check_writable(self) -> None:
+        """Store as much as an ordinary delivery needs, and delete it. Raises StoreError as `Inbox.accept` would.
+
+        DatabaseFull: the disk is full.
         """
 
     async def counts(self) -> dict[str, int]:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from gibil_bot.providers.local.runtime_store import RuntimeStore
     from gibil_bot.runs.agent_tools import AgentTools
     from gibil_bot.runs.agent_values import Briefing
+    from gibil_bot.runs.agreements import Comparison
     from gibil_bot.runs.caches import Caches
     from gibil_bot.runs.context import Policy
     from gibil_bot.runs.local_checkout import Checkout, Limits
@@ -82,12 +83,13 @@ async def prepare_to_connect() -> None:
     await asyncio.to_thread(importlib.import_module, "gibil_bot.ssh.client")
 
 
-async def open_store(settings: Settings, *, exclusive: bool = True, limit_s: float | None = None) -> Store:
+async def open_store(settings: Settings, *, exclusive: bool = True, limit_s: float | None = None, host_id: str = "") -> Store:
     """Open the database of GIBIL_DATABASE_URL for a bot, and create or migrate it. Raises StoreError with what to do.
 
     `exclusive`: of a SQLite file, no other bot may use it. A PostgreSQL is always shared. Otherwise it is opened for a command,
     and a bot of an older version may use it: StoreError instead of a migration. A new database is still created.
-    `limit_s`: for each transaction of a PostgreSQL, instead of a bot's limit.
+    `limit_s`: for each transaction of a PostgreSQL, instead of a bot's limit. `host_id`: of the bot. While bots of other hosts
+    use a PostgreSQL, StoreError instead of a migration.
     """
     if not exclusive:
         await _require_no_migration(settings)
@@ -95,7 +97,7 @@ async def open_store(settings: Settings, *, exclusive: bool = True, limit_s: flo
         from gibil_bot.runs.postgres.server import LIMIT_S
         from gibil_bot.runs.postgres.store import open_store as open_shared
 
-        return await open_shared(settings.database_url, limit_s=limit_s or LIMIT_S)
+        return await open_shared(settings.database_url, limit_s=limit_s or LIMIT_S, host_id=host_id)
     from gibil_bot.runs.sqlite.store import open_store as open_file
 
     return await open_file(settings.database_url, exclusive=exclusive)
@@ -122,6 +124,26 @@ def open_maintained(settings: Settings) -> Maintained:
     from gibil_bot.runs.sqlite.maintenance import MaintainedFile
 
     return MaintainedFile(settings.database_url)
+
+
+async def compare_agreements(settings: Settings) -> list[Comparison]:
+    """Return how this host's settings fit those of the database's other bots. Changes nothing. Raises GibilError."""
+    from gibil_bot.runs.agreements import compare
+    from gibil_bot.runs.host import known_id
+    from gibil_bot.runs.sql import agreements, hosts
+
+    database = open_maintained(settings)
+    try:
+        stored = await database.read(agreements.every)
+        seen = await database.read(functools.partial(hosts.every, now=database.now()))
+    finally:
+        await database.close()
+    is_shared = is_postgresql(settings.database_url)
+
+    def compared() -> list[Comparison]:
+        return compare(stored, seen, settings, open_keyring(settings), known_id(settings.data_dir), is_shared=is_shared)
+
+    return await asyncio.to_thread(compared)
 
 
 async def export_database(settings: Settings, url: str, progress: OnProgress) -> Exported:
@@ -394,7 +416,7 @@ async def _when_reachable(act: Callable[[], Awaitable[T]]) -> T:
 
     def waiting(error: Exception, failures: int) -> None:
         if failures == 1:
-            log.warning("waiting for the database: %s", error)
+            log.warning("waiting for the database, for a minute at most: %s", error)
 
     return await _STARTING.call(
         act,
@@ -436,7 +458,7 @@ async def running_bot(settings: Settings, *, patience: Patience | None = None) -
         stack.callback(os.close, hold_data_dir(settings.data_dir))
         host = this_host(settings.data_dir, settings.bot_url)
         process = process_name(host)
-        store = await _when_reachable(lambda: open_store(settings))
+        store = await _when_reachable(lambda: open_store(settings, host_id=host.id))
         bot = Bot(settings=settings, store=store)
         stack.push_async_callback(store.close)
         session = Session(settings.github_url, settings.github_app_id, settings.github_private_key.reveal())
@@ -498,7 +520,7 @@ async def running_bot(settings: Settings, *, patience: Patience | None = None) -
         bot.delivery_lost = reaper.delivery_lost
         bot.person_runs = PersonRuns(store, github, policy, files)
         dispatcher = Dispatcher(tools, store.runs, process, away_s=settings.host_away_s)
-        publisher = OutboxPublisher(store.outbox, github, process)
+        publisher = OutboxPublisher(store.outbox, github, process, is_present=lambda: not store.is_shared or presence.holds())
         on_bots = (session.share_limits, dispatcher.share)
         on_lapse = (dispatcher.stop_all, publisher.stop_all) if store.is_shared else ()
         presence = Presence(store.hosts, host, process, on_bots=on_bots, on_lapse=on_lapse)

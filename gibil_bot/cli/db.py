@@ -188,8 +188,8 @@ def _status_view(found: Status) -> dict[str, Any]:
 def migrate(force: bool, as_json: bool) -> None:
     """Create the schema, or migrate it to this version, without starting a bot.
 
-    `gibil serve` does it at its start, too. A bot of an older version must be stopped first. Bots of a PostgreSQL database
-    should be, too: --force migrates it while some run.
+    `gibil serve` does it at its start, too. Bots of an older version must be stopped first. Only --force migrates a PostgreSQL
+    database while some run.
 
     \b
     gibil db migrate

@@ -77,7 +77,11 @@ async def _findings() -> AsyncIterator[Finding]:
         yield Finding(name, True, detail, fix)
     yield _tools()
     yield _data_dir(settings)
-    yield await _database(settings)
+    database = await _database(settings)
+    yield database
+    if database.ok:
+        for finding in await _agreements(settings):
+            yield finding
     yield await _workflows(settings)
     yield await _provider(settings)
     async for finding in _runtimes(settings):
@@ -210,6 +214,17 @@ async def _database(settings: Settings) -> Finding:
     waiting = counts["deliveries_unhandled"], counts["runs_queued"], counts["tellings_due"]
     detail = "{} deliveries to handle, {} runs queued, {} notifications to publish".format(*waiting)
     return Finding("database", True, f"{shown_url(url)}: {detail}" if is_postgresql(url) else detail)
+
+
+async def _agreements(settings: Settings) -> list[Finding]:
+    """Compare what all bots of the database share, as `gibil serve` does at its start."""
+    from gibil_bot.wiring import compare_agreements
+
+    try:
+        compared = await compare_agreements(settings)
+    except GibilError as error:
+        return [Finding("database: agreements", False, error.message, "see the message")]
+    return [Finding(f"database: {each.name}", each.ok, each.detail, each.remedy) for each in compared]
 
 
 async def _workflows(settings: Settings) -> Finding:

@@ -132,8 +132,11 @@ def describe(error: BaseException) -> tuple[str, int, list[str]]:
         case GibilError():
             return error.code, error.exit_status, [error.message]
         case click.UsageError():
-            hint = f" Try: {error.ctx.command_path} --help" if error.ctx is not None else ""
-            return "USAGE", 2, [error.format_message() + hint]
+            problem = error.format_message()
+            if error.ctx is not None:
+                end = "" if problem.endswith((".", "?", "!")) else "."
+                problem = f"{problem}{end} Try: {error.ctx.command_path} --help"
+            return "USAGE", 2, [problem]
         case click.ClickException():
             return "USAGE", 2, [error.format_message()]
         case OSError() if error.filename is None and error.errno in _UNWRITABLE:

@@ -11,7 +11,8 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
@@ -87,6 +88,7 @@ async def _serve(settings: Settings, listener: socket.socket, as_json: bool, con
     from gibil_bot.http_protocol import ServerLimits, ServerState
     from gibil_bot.mcp_server.http import bot_endpoint
     from gibil_bot.web import app
+    from gibil_bot.web.starting import Starting
     from gibil_bot.wiring import running_bot
 
     stop, started = asyncio.Event(), asyncio.Event()
@@ -101,7 +103,9 @@ async def _serve(settings: Settings, listener: socket.socket, as_json: bool, con
     asyncio.get_running_loop().add_signal_handler(signal.SIGINT, end)
     on_end(end)
     address, port = listener.getsockname()[:2]
-    async with contextlib.AsyncExitStack() as stack:
+    state = ServerState(limits=ServerLimits(connections=connections))
+    starting = Starting()
+    async with _served(web_server(starting, state), listener) as serving, contextlib.AsyncExitStack() as stack:
         try:
             bot = await stack.enter_async_context(running_bot(settings))
             mcp = await stack.enter_async_context(bot_endpoint(bot, address, port))
@@ -110,17 +114,39 @@ async def _serve(settings: Settings, listener: socket.socket, as_json: bool, con
             if not stop.is_set():
                 raise
             return
-        state = ServerState(limits=ServerLimits(connections=connections))
-        server = web_server(app.create_app(bot, state.rejected, mcp), state)
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        starting.ready(app.create_app(bot, state.rejected, mcp))
+        if starting.lost_deliveries:
+            bot.delivery_lost()
         url = f"http://{f'[{address}]' if ':' in address else address}:{port}"
         print_message(f"listening on {url}")
         if as_json:
             print_json({"url": url, "host": address, "port": port, "pid": os.getpid()})
-        await asyncio.wait({serving, asyncio.ensure_future(stop.wait())}, return_when=asyncio.FIRST_COMPLETED)
-        server.should_exit = True
-        await serving
+        await asyncio.wait({serving.task, asyncio.ensure_future(stop.wait())}, return_when=asyncio.FIRST_COMPLETED)
+        await serving.stop()
         print_message("stopping; the next start resumes the runs in progress")
+
+
+@dataclass(frozen=True, slots=True)
+class _Serving:
+    """A web server that runs."""
+
+    server: uvicorn.Server
+    task: asyncio.Task[None]
+
+    async def stop(self) -> None:
+        """Let it answer the requests that it has. Safe to repeat."""
+        self.server.should_exit = True
+        await self.task
+
+
+@contextlib.asynccontextmanager
+async def _served(server: uvicorn.Server, listener: socket.socket) -> AsyncIterator[_Serving]:
+    """Run the server during the block."""
+    serving = _Serving(server, asyncio.create_task(server.serve(sockets=[listener])))
+    try:
+        yield serving
+    finally:
+        await serving.stop()
 
 
 def web_server(app: ASGIApp, state: ServerState) -> uvicorn.Server:

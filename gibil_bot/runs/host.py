@@ -31,6 +31,14 @@ def this_host(data_dir: Path, url: str) -> Host:
     return Host(id=host_id, name=name or host_id, url=url)
 
 
+def known_id(data_dir: Path) -> str:
+    """Return the id of the host if it has one, else ""."""
+    try:
+        return _read(data_dir / ID_FILE) or ""
+    except OSError:
+        return ""
+
+
 def hold_data_dir(data_dir: Path) -> int:
     """Let no other `gibil serve` use the data directory until the returned descriptor is closed. Raises ConfigurationError."""
     path = data_dir / LOCK_FILE

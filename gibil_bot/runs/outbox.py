@@ -11,7 +11,10 @@ import contextlib
 import logging
 import random
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 
+from gibil_bot.clock import passed_s
 from gibil_bot.errors import GitHubError, NotAskedYet, StoreError
 from gibil_bot.model import DueNotification, Priority
 from gibil_bot.ports import Outbox, Publisher
@@ -23,6 +26,8 @@ MOST_CONCURRENT = {Priority.PROGRESS: 16, Priority.COMMENT: 8, Priority.REACTION
 GitHub's rate limit, and must not delay check runs.
 """
 LEASE_S = 180.0
+HELD = 5 / 6
+"""The part of a lease after which nothing more is sent, so that nothing older follows what another process publishes."""
 POLL_S = 5.0
 LONGEST_WAIT_S = 300.0
 
@@ -30,8 +35,12 @@ LONGEST_WAIT_S = 300.0
 class OutboxPublisher:
     """Call `run()` while the bot is running. Cancelling it also cancels the requests in progress; their leases expire."""
 
-    def __init__(self, outbox: Outbox, publisher: Publisher, owner: str) -> None:
+    def __init__(
+        self, outbox: Outbox, publisher: Publisher, owner: str, *, is_present: Callable[[], bool] = lambda: True
+    ) -> None:
+        """`is_present`: whether other bots can't have ended the leases of this one, by its own clock (runs.presence)."""
         self._outbox = outbox
+        self._is_present = is_present
         self._publisher = publisher
         self._owner = owner
         self._tasks: set[asyncio.Task[None]] = set()
@@ -44,12 +53,13 @@ class OutboxPublisher:
             while True:
                 more = False
                 for up_to in MOST_CONCURRENT:
-                    room = self._room(up_to)
+                    room = self._room(up_to) if self._is_present() else 0
+                    claimed_at = passed_s()
                     due = await self._claim(room, up_to) if room > 0 else []
                     more |= 0 < room == len(due)
                     for notification in due:
                         self._in_progress[notification.priority] += 1
-                        task = asyncio.create_task(self._publish(notification))
+                        task = asyncio.create_task(self._publish(notification, claimed_at))
                         self._tasks.add(task)
                         task.add_done_callback(self._tasks.discard)
                 if not more:
@@ -80,11 +90,14 @@ class OutboxPublisher:
             await asyncio.sleep(POLL_S)
             return []
 
-    async def _publish(self, due: DueNotification) -> None:
+    def _holds(self, claimed_at: float) -> bool:
+        return self._is_present() and passed_s() < claimed_at + HELD * LEASE_S
+
+    async def _publish(self, due: DueNotification, claimed_at: float) -> None:
         key = due.notification.key
         try:
             try:
-                remote_id = await self._publisher.publish(due)
+                remote_id = await self._publisher.publish(due, holds=partial(self._holds, claimed_at))
             finally:
                 self._in_progress[due.priority] -= 1
         except GitHubError as error:

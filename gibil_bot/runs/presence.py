@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Callable, Sequence
 
 from gibil_bot.clock import passed_s
@@ -45,7 +46,8 @@ class Presence:
         self._hosts, self._host, self._process = hosts, host, process
         self._on_bots, self._on_lapse = on_bots, on_lapse
         self._every_s, self._stops_s = every_s, STOPS * unseen_s
-        self._seen_at = 0.0
+        self._seen_at = -math.inf
+        self._has_copy = False
 
     async def start(self) -> None:
         """Raises ConfigurationError if another running bot has the same host id, StoreError."""
@@ -76,6 +78,10 @@ class Presence:
             lapsing.cancel()
             await asyncio.gather(lapsing, return_exceptions=True)
 
+    def holds(self) -> bool:
+        """Return whether no other bot may have ended this one's leases, by our clock. Needs no database."""
+        return not self._has_copy and passed_s() < self._seen_at + self._stops_s
+
     async def leave(self) -> None:
         with contextlib.suppress(GibilError):  # then the others notice it after UNSEEN_S
             await self._hosts.leave(self._process)
@@ -83,7 +89,8 @@ class Presence:
     async def _look_around(self) -> None:
         """Count the running bots. While another one has this host's id, this one does nothing: they would stop each other."""
         hosts = await self._hosts.all()
-        if any(seen.host.id == self._host.id and seen.bots > 1 for seen in hosts):
+        self._has_copy = any(seen.host.id == self._host.id and seen.bots > 1 for seen in hosts)
+        if self._has_copy:
             log.error(
                 "another bot runs with the id of this host, %s, because the data directory was copied: both do nothing until "
                 "one is stopped; delete host.id in its data directory before it starts again",

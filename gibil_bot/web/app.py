@@ -29,6 +29,7 @@ from gibil_bot.github import webhook
 from gibil_bot.runs import events
 from gibil_bot.runs.heads import observed_in
 from gibil_bot.views import run_view
+from gibil_bot.web.health import UNREADABLE, Health, Unhealthy
 from gibil_bot.web.host_files import HostFilesRoute
 from gibil_bot.web.metrics import BotMetrics
 from gibil_bot.wiring import Bot
@@ -41,7 +42,6 @@ STORED_WITHIN_S = 8.5
 """If the disk hangs, GitHub must not wait until its timeout of 10 s: a 503 reports the reason."""
 GUID_LIMIT = 128
 _SIGNATURE = re.compile(rb"sha256=[0-9a-f]{64}")
-_NO_DATABASE = "the database doesn't answer; the bot's log has the reason"
 _CLOSE = (b"connection", b"close")  # the rest of the body isn't read
 _UNSIGNED = "X-Hub-Signature-256 is missing or wrong: compare the App's webhook secret with the bot's"
 _NOT_JSON = "the body is not a JSON object: set the content type of the App's webhook to application/json\n"
@@ -186,26 +186,14 @@ class _Pages:
     def __init__(self, bot: Bot, answers: Mapping[int, int], rejected: Mapping[int, int]) -> None:
         self._bot = bot
         self._metrics = BotMetrics(answers, rejected, bot.settings.max_machines)
-        self._logged = ""
-        """The error of the database that was logged last, as long as it lasts."""
-
-    async def _counts(self) -> dict[str, int]:
-        counts = await self._bot.store.counts()
-        self._logged = ""
-        return counts
-
-    def _unavailable(self, error: StoreError) -> str:
-        """Log the error once; return what anyone may know, which isn't where the database is."""
-        if error.message != self._logged:
-            self._logged = error.message
-            log.error("a page can't be answered: %s", error.message)
-        return _NO_DATABASE
+        self._health = Health(bot.store)
 
     async def health(self, request: Request) -> Response:
+        """Return 200 if the bot can do its work, which begins with storing deliveries."""
         try:
-            counts = await self._counts()
-        except StoreError as error:
-            return _json({"status": "failing", "database": self._unavailable(error)}, 503)
+            counts = await self._health.check()
+        except Unhealthy as error:
+            return _json({"status": "failing", "database": error.reason}, 503)
         dead = self._bot.stopped_parts()
         if dead:
             return _json({"status": "failing", "stopped": dead}, 503)
@@ -213,9 +201,9 @@ class _Pages:
 
     async def metrics(self, request: Request) -> Response:
         try:
-            counts = await self._counts()
-        except StoreError as error:
-            return PlainTextResponse(f"{self._unavailable(error)}\n", 503)
+            counts = await self._health.counts()
+        except Unhealthy as error:
+            return PlainTextResponse(f"{error.reason}\n", 503)
         return Response(self._metrics.text(counts), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
 
     async def run(self, request: Request) -> Response:
@@ -226,7 +214,8 @@ class _Pages:
                 return _json({"error": "run not found", "code": "RUN_NOT_FOUND"}, 404)
             results = await self._bot.store.runs.task_results(run.id, run.machine_attempt)
         except StoreError as error:
-            return _json({"error": self._unavailable(error), "code": error.code}, 503)
+            self._health.failed("a page can't be answered", error)
+            return _json({"error": UNREADABLE, "code": error.code}, 503)
         return _json(run_view(run, results))
 
 

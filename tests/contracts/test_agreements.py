@@ -10,13 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from gibil_bot.cli.doctor import _agreements
 from gibil_bot.config import Secret, Settings
 from gibil_bot.errors import ConfigurationError
 from gibil_bot.model import Host
 from gibil_bot.ports import Store
 from gibil_bot.providers.keyring import Keyring
 from gibil_bot.runs.agreements import check_agreements, warn_of_differences
+from gibil_bot.runs.postgres.store import open_store as open_shared
+from gibil_bot.runs.sql.store import SqlStore
 from gibil_bot.runs.sqlite.store import open_store
+from tests.doubles.postgres import Cluster
 
 Found = tuple[Store, Settings, Settings]
 
@@ -164,3 +168,97 @@ async def test_of_two_bots_with_different_apps_that_start_at_the_same_time_one_s
         with pytest.raises(ConfigurationError, match="bots that run on bob"):
             await check_agreements(store, ada, keyring(ada), "a", is_shared=True)
         await start(store, other)
+
+
+# --- gibil doctor -------------------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def shared(postgres: Cluster, folder: Path) -> AsyncIterator[Found]:
+    """As two_directories, on a PostgreSQL."""
+    async with postgres.lend_database() as name:
+        ada = Settings(
+            data_dir=folder / "ada",
+            database_url=postgres.url(name),
+            keyring=folder / "shared.key",
+            github_app_id="1",
+            bot_url="http://ada:8080",
+        )
+        store = await open_shared(ada.database_url)
+        try:
+            await check_agreements(store, ada, keyring(ada), "a", is_shared=True)
+            await warn_of_differences(store, ada, "a")
+            await store.hosts.start(Host(id="a", name="ada"), "bot of ada")
+            yield store, ada, replace(ada, data_dir=folder / "bob")
+        finally:
+            await store.close()
+
+
+async def diagnosis(settings: Settings) -> dict[str, tuple[bool, str, str]]:
+    found = await _agreements(settings)
+    return {each.name.removeprefix("database: "): (each.ok, each.detail, each.fix) for each in found}
+
+
+async def rows(store: Store) -> object:
+    assert isinstance(store, SqlStore)
+    return await store.database.read(lambda db: db.rows("select name, value from agreements order by name"))
+
+
+async def test_the_doctor_finds_what_would_stop_a_bot_at_its_start_and_changes_nothing(
+    postgres: Cluster, tmp_path: Path
+) -> None:
+    async with shared(postgres, tmp_path) as (store, _, bob):
+        before = await rows(store)
+        assert {name: ok for name, (ok, _, _) in (await diagnosis(bob)).items()} == {"key": True, "App": True, "provider": True}
+
+        no_key = await diagnosis(replace(bob, keyring=None))
+        ok, detail, fix = no_key["key"]
+        assert not ok
+        assert detail.startswith(f"{bob.data_dir}/keyring.key: it doesn't exist, and a new key would be another one: ")
+        assert "the bots on ada have another key" in detail
+        assert fix.startswith("copy their keyring.key to this path with mode 600, or set GIBIL_KEYRING")
+        assert no_key["provider"] == (True, "as in the database", "")
+        assert not bob.data_dir.exists()
+
+        keyring(replace(bob, keyring=None)).check_value()
+        assert (await diagnosis(replace(bob, keyring=None)))["key"][0] is False
+
+        other = replace(bob, github_app_id="2", provider="hetzner", hcloud_token=Secret("s3cret"), max_machines=3, bot_url="")
+        found = await diagnosis(other)
+        assert found["App"][:2] == (
+            False,
+            "GIBIL_GITHUB_APP_ID and GIBIL_GITHUB_URL differ from those of the bots that run on ada "
+            "('1 https://api.github.com', here '2 https://api.github.com')",
+        )
+        assert found["provider"][:2] == (False, "GIBIL_PROVIDER and HCLOUD_TOKEN differ from those of the bots that run on ada")
+        assert found["machines"][:2] == (True, "GIBIL_MAX_MACHINES is 3 here and 10 on ada: the highest applies")
+        assert found["other hosts"][:2] == (True, "the bots on ada can't read the output of runs of this host")
+        assert "s3cret" not in str(found)
+
+        await store.hosts.leave("bot of ada")
+        found = await diagnosis(other)
+        assert {name: ok for name, (ok, _, _) in found.items()} == {"key": True, "App": True, "provider": True}
+        assert "the first bot that starts decides" in found["App"][2]
+        assert (await diagnosis(replace(bob, keyring=None)))["key"][0] is False, "the key is needed also while ada is away"
+        assert await rows(store) == before
+
+
+async def test_the_doctor_reports_a_key_that_other_users_can_read_and_a_new_database(postgres: Cluster, tmp_path: Path) -> None:
+    async with shared(postgres, tmp_path) as (store, _, bob):
+        (tmp_path / "shared.key").chmod(0o644)
+        ((ok, detail, _),) = (await diagnosis(bob)).values()
+        assert not ok
+        assert "chmod 600" in detail
+        assert isinstance(store, SqlStore)
+        await postgres.execute("delete from agreements", database=bob.database_url.rpartition("/")[2])
+        (tmp_path / "shared.key").unlink()
+        assert (await diagnosis(bob))["key"] == (True, "no bot has used this database yet, so any key is right", "")
+        assert not (tmp_path / "shared.key").exists()
+
+
+async def test_the_doctor_gives_advice_about_a_key_that_one_bot_replaces(tmp_path: Path) -> None:
+    async with two_directories(tmp_path) as (_, ada, bob):
+        assert (await diagnosis(ada))["key"] == (True, f"{tmp_path}/shared.key is the key of this database", "")
+        ok, detail, fix = (await diagnosis(replace(bob, keyring=None)))["key"]
+        assert (ok, fix) == (True, "restore the former keyring.key if there are such machines")
+        assert detail.startswith(f"{bob.data_dir}/keyring.key doesn't exist")

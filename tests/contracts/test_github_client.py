@@ -475,6 +475,22 @@ async def test_a_check_run_is_created_and_then_updated(scene: Scene) -> None:
 FAILURES_AFTER = ["error_after", "drop_after", "hang_after"]
 
 
+async def test_nothing_is_written_once_the_claim_of_a_notification_has_ended(scene: Scene) -> None:
+    """It is asked directly before each write, so also after waiting, searching and a failure."""
+    number = await scene.client.publish(due(scene.check()))
+    done = scene.check(status="completed", conclusion="success")
+    scene.github.fault("PATCH", "/check-runs/", "error_before")
+    holds = iter([True, False])
+    with pytest.raises(NotAskedYet, match="another one may send it"):
+        await scene.client.publish(due(done, remote_id=number), holds=lambda: next(holds))
+    (run,) = scene.github.check_runs(REPO, scene.sha)
+    assert run.status != "completed"
+    for notification in (scene.comment(), scene.review(ON_LINE_1)):
+        with pytest.raises(NotAskedYet):
+            await scene.client.publish(due(notification, attempts=1), holds=lambda: False)
+    assert scene.conversation() == []
+
+
 @pytest.mark.parametrize("kind", FAILURES_AFTER)
 @pytest.mark.parametrize("what", ["check", "comment"])
 async def test_a_write_whose_response_was_lost_is_found_and_not_repeated(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from msgspec import structs
 
 from gibil_bot.agent_task import Account, ModelCall, Usage
 from gibil_bot.config import Settings
@@ -71,7 +72,7 @@ async def busy(both: Both) -> None:
     await store.runs.save_machine(claim, "m", 1, HERE.id)
     await store.runs.save_task(claim, TaskResult(index=0, machine_attempt=1, name="t", status=TaskStatus.SUCCESS))
     await store.runs.record(claim, [comment()])
-    await store.inbox.accept(delivery("waiting"))
+    await store.inbox.accept(structs.replace(delivery("waiting"), received_at=both.clock.moment))
     account = Account(run_id="run-1", task=0, person="Ada", repository_id=1, repository="ada/engine")
     call = ModelCall(
         run_id="run-1", task=0, started_at=both.clock.moment, protocol="chat", model="m", status=200,
@@ -138,7 +139,6 @@ async def test_a_busy_database_has_no_problems(both: Both) -> None:
         ("update model_calls set call = '{}' where id = 'call-1'", "undecodable_call", "call call-1 of run run-1", "missing"),
         ("update runs set lease_until = 1 where id = 'run-1'", "no_lease", "run run-1", "no bot works on it"),
         ("update runs set machine_host = 'who' where id = 'run-1'", "unknown_host", "run run-1", "the host who"),
-        ("delete from processes", "host_away", "run run-1", "on the host here, where no bot runs"),
         ("update runs set started_at = 1 where id = 'run-1'", "overtime", "run run-1", "longer than its machine may exist"),
         ("update model_calls set at = 1 where id = 'call-2'", "old_reservation", "call call-2 of run run-1", "1970-01-01"),
         ("update model_sums set usd = 7 where scope = 'run'", "wrong_sum", "run run-1", "usd is 7 instead of 500000000"),
@@ -153,6 +153,44 @@ async def test_each_problem_is_found(both: Both, statement: str, kind: str, subj
     assert set(found) == {kind}
     assert (found[kind].subject, in_problem in found[kind].problem) == (subject, True), found[kind]
     assert found[kind].remedy
+
+
+async def test_what_waits_while_no_bot_runs_is_found_with_its_age(both: Both) -> None:
+    await busy(both)
+    for number in range(6):
+        await both.store.inbox.accept(structs.replace(delivery(f"later-{number}"), received_at=both.clock.moment))
+    both.clock.advance(7500)
+    found = await both.found()
+    assert "where no bot runs" in found.pop("host_away").problem
+    assert {kind: (each.subject, each.problem, each.remedy) for kind, each in found.items() if kind.startswith("waiting")} == {
+        "waiting_delivery": (
+            "7 deliveries",
+            "no bot runs, and they wait: waiting, later-0, later-1, later-2, later-3 and 2 more; the oldest arrived "
+            "2 h 5 min ago",
+            "start gibil serve",
+        ),
+        "waiting_run": ("1 run", "no bot runs, and it waits: run-2; the oldest was queued 2 h 5 min ago", "start gibil serve"),
+        "waiting_notification": (
+            "1 notification",
+            f"no bot runs, and it waits: {comment().key}; the oldest was due 2 h 5 min ago",
+            "start gibil serve",
+        ),
+    }
+
+
+async def test_a_delivery_that_waits_long_although_a_bot_runs_is_found(both: Both) -> None:
+    await busy(both)
+    await both.store.inbox.accept(structs.replace(delivery("stuck"), received_at=both.clock.moment))
+    await both.change("delete from deliveries where guid = 'waiting'")
+    both.clock.advance(800)
+    await both.store.hosts.present(HERE, "here:1")
+    assert "waiting_delivery" not in await both.found()
+    both.clock.advance(200)
+    await both.store.hosts.present(HERE, "here:1")
+    await both.change("update deliveries set error = 'GitHub answered 500' where guid = 'stuck'")
+    problem = (await both.found())["waiting_delivery"]
+    assert problem.problem == "a bot runs, and it waits: stuck; the oldest arrived 16 min 40 s ago: GitHub answered 500"
+    assert problem.remedy == "see its log for stuck"
 
 
 async def test_the_statement_that_corrects_a_sum_does(both: Both) -> None:
@@ -216,7 +254,7 @@ async def test_a_limit_of_the_command_is_also_the_server_s(postgres: Cluster, tm
 
 async def test_many_problems_of_a_kind_are_counted(both: Both) -> None:
     for number in range(MOST_OF_A_KIND + 5):
-        await both.store.inbox.accept(delivery(f"guid-{number}"))
+        await both.store.inbox.accept(delivery(f"guid-{number}"), handled=True)
     await both.change("update deliveries set content = 'x'")
     problems = await check(both.maintained)
     assert len(problems) == MOST_OF_A_KIND + 1
@@ -291,8 +329,14 @@ async def test_a_migration_is_rejected_while_bots_use_the_server(postgres: Clust
     maintained = open_maintained(Settings(data_dir=tmp_path, database_url=postgres.url(name)))
     assert await maintained.migrate() == (7, 7), "there is nothing to do"
     await postgres.execute("delete from schema_version where number = 7", database=name)
-    with pytest.raises(StoreError, match=r"run on there, or ran there 30 s ago, .*: stop them first, or write --force"):
+    with pytest.raises(StoreError, match=r"version 6, .* needs 7, .* on there, or did 30 s ago, .*: stop them .*--force"):
         await maintained.migrate()
+    settings = Settings(data_dir=tmp_path, database_url=postgres.url(name))
+    with pytest.raises(StoreError, match="on there"):
+        await open_configured(settings, host_id=HERE.id)
+    assert (await status(maintained)).version == 6, "nothing was changed"
+    with pytest.raises(StoreError, match="already exists"):
+        await open_configured(settings, host_id=THERE.id)  # a bot that starts again after a crash
     with pytest.raises(StoreError, match="already exists"):
         await maintained.migrate(force=True)
     await store.hosts.leave("there:1")
@@ -307,7 +351,7 @@ async def test_a_sequence_that_is_behind_its_table_is_found(postgres: Cluster, t
     async with postgres.lend_database() as name:
         store = await open_store(postgres.url(name))
         for number in range(3):
-            await store.inbox.accept(delivery(f"guid-{number}"))
+            await store.inbox.accept(delivery(f"guid-{number}"), handled=True)
         await postgres.execute("select setval('deliveries_seq_seq', 1)", database=name)
         maintained = open_maintained(Settings(data_dir=tmp_path, database_url=postgres.url(name)))
         (problem,) = await check(maintained)

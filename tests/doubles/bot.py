@@ -146,7 +146,9 @@ class Journey:
         async with httpx.AsyncClient(verify=NO_AUTHORITIES) as client, asyncio.timeout(patient(timeout_s)):
             while True:
                 health = (await client.get(f"{self.bot.url}/healthz")).json()
-                if not any(health[k] for k in ("deliveries_unhandled", "runs_queued", "runs_running", "tellings_due")):
+                if health["status"] == "ok" and not any(
+                    health[k] for k in ("deliveries_unhandled", "runs_queued", "runs_running", "tellings_due")
+                ):
                     return
                 await asyncio.sleep(0.05)  # another process's state: there is no event to wait for
 

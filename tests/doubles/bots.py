@@ -78,7 +78,7 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.write_eof()
 
 
-def _port() -> int:
+def free_port() -> int:
     """Return a free port that no outgoing connection receives while its bot is down: Linux gives those from 32768 on."""
     for _ in range(100):
         port = random.randrange(20_000, 32_000)
@@ -133,7 +133,7 @@ async def several_bots(
             environment = {**first.bot.environment, "GIBIL_DATA_DIR": str(data_dir)}
             if urls is not None and number in urls:
                 environment["GIBIL_DATABASE_URL"] = urls[number]
-            url = environment["GIBIL_BOT_URL"] = f"http://127.0.0.1:{_port()}"
+            url = environment["GIBIL_BOT_URL"] = f"http://127.0.0.1:{free_port()}"
             bot = BotProcess(environment=environment, data_dir=data_dir, log=folder / f"bot-{number}.log", url=url)
             bots.append(bot)
         several = Bots(github=first.github, bots=bots)

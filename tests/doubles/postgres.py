@@ -133,7 +133,8 @@ def _initialise(where: Path, user: pwd.struct_passwd, shared: Path) -> None:
         role = f"create role {USER} login password '{password}'"
         _run([where / "postgres", "--single", "-j", "-D", data, "postgres"], user, folder, input=f"{role};\n\n")
         shutil.rmtree(shared / "data", ignore_errors=True)
-        shutil.move(data, shared / "data")
+        # Not shutil.move, which loses the owner if the folders are on different file systems.
+        subprocess.run(["cp", "-a", str(data), str(shared / "data")], check=True)
         (shared / "password").touch(0o600)
         (shared / "password").write_text(password)
     finally:

@@ -269,3 +269,28 @@ async def test_what_was_acknowledged_exists_and_is_handled_once_when_the_databas
     runs = [run.delivery_guid for run in await stores[0].runs.unfinished()]
     assert len(runs) == len(set(runs)), "a delivery was handled twice"
     assert set(acknowledged) <= set(runs)
+
+
+async def test_a_command_that_is_interrupted_does_not_wait_for_its_long_limit(postgres: Cluster, database: str) -> None:
+    pruning = await open_store(postgres.url(database), limit_s=60.0)
+    other, looking_on = await postgres.connect(database), await postgres.connect(database)
+    async with other.transaction():
+        await other.execute("lock table deliveries")
+        call = asyncio.create_task(pruning.prune())
+        blocked = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+        async with asyncio.timeout(patient(20)):
+            while not await looking_on.fetchval(blocked):
+                await asyncio.sleep(0.01)  # another session's state: there is no event to wait for
+        call.cancel()
+        async with asyncio.timeout(30):
+            await pruning.close()
+    await asyncio.gather(call, return_exceptions=True)
+    await other.close()
+    await looking_on.close()
+
+
+async def test_a_wrong_parameter_of_the_address_is_no_reason_to_wait_for_the_server(postgres: Cluster, database: str) -> None:
+    url = f"{postgres.url(database)}?target_session_attrs=bogus"
+    with pytest.raises(StoreError, match="GIBIL_DATABASE_URL can't be read") as caught:
+        await open_store(url)
+    assert not isinstance(caught.value, DatabaseUnreachable)

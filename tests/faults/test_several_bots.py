@@ -657,6 +657,25 @@ async def test_a_run_moves_to_other_hosts_a_limited_number_of_times(stores: tupl
     assert "restarted 4 times already" in (run.note or "")
 
 
+async def test_the_host_that_worked_on_a_run_last_is_the_last_of_its_hosts(stores: tuple[SqlStore, SqlStore]) -> None:
+    await queue(stores[0], one_task("r1"))
+    orders = []
+    for host in ("ab", "a", "ab", "b", "ab", "", "a"):
+        claim = await stores[0].runs.claim(f"bot of {host}", lease_s=60, max_machines=9, host=host)
+        assert claim is not None
+        orders.append(claim.run.hosts)
+        await stores[0].runs.release(claim)
+    assert orders == [
+        ("ab",),
+        ("ab", "a"),
+        ("a", "ab"),
+        ("a", "ab", "b"),
+        ("a", "b", "ab"),
+        ("a", "b", "ab"),  # a process that belongs to no host
+        ("b", "ab", "a"),
+    ]
+
+
 async def test_a_machine_that_is_lost_after_the_move_is_replaced_once(
     stores: tuple[SqlStore, SqlStore], tmp_path: Path
 ) -> None:
@@ -784,20 +803,36 @@ async def test_one_bot_at_a_time_looks_for_lost_deliveries(
     assert pruned == [stores[0]]
 
 
+async def test_a_bot_knows_by_its_own_clock_when_others_may_have_its_work(
+    stores: tuple[SqlStore, SqlStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = [0.0]
+    monkeypatch.setattr("gibil_bot.runs.presence.passed_s", lambda: time.monotonic() + later[0])
+    presence = Presence(stores[0].hosts, Host(id="00000000000000aa", name="vm"), "process")
+    assert not presence.holds()
+    await presence.start()
+    later[0] = 20.0
+    assert presence.holds()
+    later[0] = 26.0  # others end its leases after 30 s
+    assert not presence.holds()
+
+
 async def test_two_bots_with_the_id_of_one_host_both_stop(
     stores: tuple[SqlStore, SqlStore], caplog: pytest.LogCaptureFixture
 ) -> None:
     """As after copying a data directory, on one computer or to another one of the same name."""
     twins = Host(id="00000000000000aa", name="vm")
     stopped = [asyncio.Event(), asyncio.Event()]
-    running = []
+    running, presences = [], []
     for number, (store, lapse) in enumerate(zip(stores, stopped, strict=True)):
         presence = Presence(store.hosts, twins, f"process {number}", on_lapse=[lapse.set], every_s=0.05)
         await presence.start()
+        presences.append(presence)
         running.append(asyncio.create_task(presence.run()))
     async with asyncio.timeout(patient(20)):
         for each in stopped:
             await each.wait()
+    assert [presence.holds() for presence in presences] == [False, False]
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)

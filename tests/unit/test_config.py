@@ -57,6 +57,54 @@ def test_the_bots_of_several_hosts_are_configured(tmp_path: Path) -> None:
         assert f"GIBIL_BOT_URL must be an http(s) URL such as http://10.0.0.5:8080, got {shown}" in caught.value.problems[1]
 
 
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "127.1",
+        "127.8.8.8",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "localhost",
+        "LOCALHOST.",
+        "ada.localhost",
+        "0.0.0.0",
+        "[::]",
+    ],
+)
+def test_an_address_that_leads_other_hosts_to_themselves_is_reported(tmp_path: Path, host: str) -> None:
+    env = {"GIBIL_DATA_DIR": str(tmp_path), "GIBIL_BOT_URL": f"http://{host}:8080"}
+    assert load_settings(env).notes == (), "no other host uses the SQLite file"
+    env["GIBIL_DATABASE_URL"] = "postgresql://gibil@db.example/gibil"
+    if host in ("0.0.0.0", "[::]"):
+        with pytest.raises(ConfigurationError, match="GIBIL_BOT_URL must have an address at which other hosts reach this one"):
+            load_settings(env)
+    else:
+        settings = load_settings(env)
+        assert settings.bot_url == env["GIBIL_BOT_URL"], "several bots on one computer use it"
+        (note,) = settings.notes
+        assert note.startswith(
+            f"GIBIL_BOT_URL: at http://{host}:8080 a bot on another host reaches only itself, not this one; set"
+        )
+
+
+@pytest.mark.parametrize(
+    "host", ["10.0.0.5", "ada.example", "localhost.example", "[fd00::5]", "127.example", "gibil-127-0-0-1"]
+)
+def test_an_address_that_other_hosts_may_reach_is_not_reported(tmp_path: Path, host: str) -> None:
+    database = "postgresql://gibil@db.example/gibil"
+    env = {"GIBIL_DATA_DIR": str(tmp_path), "GIBIL_BOT_URL": f"http://{host}:8080", "GIBIL_DATABASE_URL": database}
+    assert load_settings(env).notes == ()
+
+
+def test_a_data_directory_below_a_file_is_one_problem(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in ("file", "file/below"):
+        with pytest.raises(ConfigurationError) as caught:
+            load_settings({"GIBIL_DATA_DIR": str(tmp_path / path)})
+        assert caught.value.problems == (f"GIBIL_DATA_DIR: '{tmp_path}/file' is a file; set it to a writable directory",)
+
+
 def test_caps_are_read_and_invalid_ones_are_reported(tmp_path: Path) -> None:
     env = {"GIBIL_DATA_DIR": str(tmp_path), "GIBIL_MAX_MEMORY": "2g", "GIBIL_MAX_DISK": "512"}
     settings = load_settings({**env, "GIBIL_MAX_PIDS": "99", "GIBIL_SERVER_TYPES": "cx23, cx33"})

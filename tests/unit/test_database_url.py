@@ -63,3 +63,29 @@ def test_the_settings_do_not_print_it(tmp_path: Path) -> None:
     settings = load_settings({"GIBIL_DATA_DIR": str(tmp_path), "GIBIL_DATABASE_URL": "postgresql://a:the-password@db/gibil"})
     assert "the-password" not in repr(settings)
     assert "the-password" in settings.database_url
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        (
+            "postgresql://a:the-password@db:99999/gibil",
+            "the port 99999 of postgresql://a@db:99999/gibil must be a number between",
+        ),
+        ("postgresql://a:the-password@one:5432,two:0/gibil", "the port 0 of postgresql://a@one:5432,two:0/gibil must be"),
+        (
+            "postgresql://a:the-password@db/gibil?sslmode=on",
+            "the sslmode of postgresql://a@db/gibil?sslmode=on must be one of disable",
+        ),
+    ],
+)
+def test_a_wrong_part_of_an_address_is_named(url: str, problem: str) -> None:
+    found = problem_of(url)
+    assert found is not None
+    assert found.startswith(problem)
+    assert "the-password" not in found
+
+
+@pytest.mark.parametrize("url", ["postgresql://[::1]:5432/g", "postgresql://10.0.0.5/g", "postgresql:///g?sslmode=verify-full"])
+def test_a_usable_address_has_no_problem(url: str) -> None:
+    assert problem_of(url) is None

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+
+import pytest
 
 from gibil_bot.errors import GitHubError, NotAskedYet
 from gibil_bot.model import (
@@ -35,16 +38,24 @@ class SlowGitHub:
         self.errors: list[GitHubError] = []
         self.changed = asyncio.Event()
 
-    async def publish(self, due: DueNotification) -> int | None:
+    async def publish(self, due: DueNotification, *, holds: Callable[[], bool] = lambda: True) -> int | None:
         self.started.append(due.notification.key)
         self.changed.set()
         if not isinstance(due.notification.update, CheckRunUpdate):
             await self.go_on.wait()
+        if not holds():
+            raise NotAskedYet("the claim has ended", retry_after_s=0.0)
         if self.errors:
             raise self.errors.pop(0)
         self.published.append(due.notification.key)
         self.changed.set()
         return 1
+
+    async def until_started(self, number: int) -> None:
+        async with asyncio.timeout(patient(WITHIN_S)):
+            while len(self.started) < number:
+                await self.changed.wait()
+                self.changed.clear()
 
     async def until_published(self, *keys: str) -> None:
         async with asyncio.timeout(patient(WITHIN_S)):
@@ -54,10 +65,10 @@ class SlowGitHub:
 
 
 @contextlib.asynccontextmanager
-async def publishing(folder: Path) -> AsyncIterator[tuple[SqlStore, SlowGitHub]]:
+async def publishing(folder: Path, is_present: Callable[[], bool] = lambda: True) -> AsyncIterator[tuple[SqlStore, SlowGitHub]]:
     store = await open_store(f"sqlite:///{folder}/gibil.db")
     github = SlowGitHub()
-    task = asyncio.create_task(OutboxPublisher(store.outbox, github, "tests").run())
+    task = asyncio.create_task(OutboxPublisher(store.outbox, github, "tests", is_present=is_present).run())
     try:
         yield store, github
     finally:
@@ -118,3 +129,41 @@ async def test_a_notification_that_was_not_sent_is_no_failure(tmp_path: Path) ->
         found = await store.outbox.get("k")
         assert found is not None
         assert (found[0].attempts, found[0].failures) == (4, 0)
+
+
+@pytest.mark.parametrize("suspended_s", [140.0, 160.0])
+async def test_a_bot_that_was_suspended_beyond_its_lease_sends_nothing_that_it_claimed_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suspended_s: float
+) -> None:
+    """A lease has 180 s. Another process may have published something newer when it ends."""
+    later = [0.0]
+    monkeypatch.setattr("gibil_bot.runs.outbox.passed_s", lambda: time.monotonic() + later[0])
+    async with publishing(tmp_path) as (store, github):
+        await store.outbox.record([comment("c")])
+        await github.until_started(1)
+        later[0] = suspended_s
+        github.go_on.set()
+        await github.until_published("c")
+        assert len(github.started) == (1 if suspended_s < 150 else 2)  # it is claimed again
+        found = await store.outbox.get("c")
+        assert found is not None
+        assert found[0].failures == 0
+
+
+async def test_a_bot_that_others_may_take_for_dead_neither_sends_nor_claims(tmp_path: Path) -> None:
+    present = [True]
+    async with publishing(tmp_path, lambda: present[0]) as (store, github):
+        await store.outbox.record([comment("c")])
+        await github.until_started(1)
+        present[0] = False
+        released = store.outbox.changed()
+        await store.outbox.record([check("k")])
+        github.go_on.set()
+        async with asyncio.timeout(patient(WITHIN_S)):
+            while await store.outbox.claim("another", limit=1, lease_s=0.0, not_keys=["k"]) == []:
+                await released.wait(1.0)
+        assert github.published == []
+        assert github.started == ["c"]
+        present[0] = True
+        await store.outbox.record([check("again")])
+        await github.until_published("c", "k", "again")

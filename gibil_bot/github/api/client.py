@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from datetime import datetime
 
 import msgspec
@@ -86,9 +87,9 @@ class GitHubClient:
     def requests(self) -> Counter[str]:
         return self._session.requests
 
-    async def publish(self, due: DueNotification) -> int | None:
+    async def publish(self, due: DueNotification, *, holds: Callable[[], bool] = lambda: True) -> int | None:
         """See ports.Publisher."""
-        return await self._publisher.publish(due)
+        return await self._publisher.publish(due, holds)
 
     async def permission(self, installation_id: int, repository: str, login: str) -> str:
         """https://docs.github.com/en/rest/collaborators/collaborators#get-repository-permissions-for-a-user"""

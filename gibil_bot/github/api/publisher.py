@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 
 import msgspec
 
@@ -58,6 +59,42 @@ class _Review(msgspec.Struct):
     user: _User | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    """Sends the writes of one notification, as long as its claim holds."""
+
+    session: Session
+    due: DueNotification
+    holds: Callable[[], bool]
+
+    async def __call__(
+        self,
+        method: str,
+        route: str,
+        *,
+        body: dict[str, object],
+        number: int | None = None,
+        is_comment: bool = False,
+        answers: frozenset[int] = frozenset(),
+        repeatable: bool | None = None,
+    ) -> Answer:
+        path_parameters: dict[str, str | int] = {"repository": self.due.notification.repository}
+        if number is not None:
+            path_parameters["number"] = number
+        request = Request(
+            method=method,
+            route=route,
+            path_parameters=path_parameters,
+            installation_id=self.due.notification.installation_id,
+            body=body,
+            is_comment=is_comment,
+            priority=self.due.priority,
+            answers=answers,
+            repeatable=repeatable,
+        )
+        return await self.session.ask(request, holds=self.holds)
+
+
 class Publisher:
     """ports.Publisher over a session. `slug` returns the App's own name."""
 
@@ -65,18 +102,19 @@ class Publisher:
         self._session = session
         self._slug = slug
 
-    async def publish(self, due: DueNotification) -> int | None:
+    async def publish(self, due: DueNotification, holds: Callable[[], bool]) -> int | None:
         """See ports.Publisher."""
+        write = _Writer(self._session, due, holds)
         try:
             match due.notification.update:
                 case CheckRunUpdate() as update:
-                    return await self._check_run(due, update)
+                    return await self._check_run(due, update, write)
                 case CommentUpdate() as update:
-                    return await self._comment(due, update)
+                    return await self._comment(due, update, write)
                 case ReactionUpdate() as update:
-                    return await self._reaction(due, update)
+                    return await self._reaction(due, update, write)
                 case ReviewUpdate() as update:
-                    return await self._review(due, update)
+                    return await self._review(due, update, write)
         except GitHubError as error:
             if error.retry_after_s == RETRY_AFTER_S:
                 error.retry_after_s = _REPEATED_FAILURES.wait_s(due.failures + 1)
@@ -84,17 +122,17 @@ class Publisher:
 
     # --- check runs: https://docs.github.com/en/rest/checks/runs
 
-    async def _check_run(self, due: DueNotification, update: CheckRunUpdate) -> int:
+    async def _check_run(self, due: DueNotification, update: CheckRunUpdate, write: _Writer) -> int:
         body: dict[str, object] = msgspec.to_builtins(update)
         remote_id = due.remote_id
         if remote_id is None and due.attempts > 0:
             remote_id = await self._find_check_run(due, update)
         if remote_id is None:
-            answer = await self._write(due, "POST", "/repos/{repository}/check-runs", body=body)
+            answer = await write("POST", "/repos/{repository}/check-runs", body=body)
             return answer.read(_Created).id
         # A check run can't be moved to another commit.
         del body["head_sha"]
-        await self._write(due, "PATCH", "/repos/{repository}/check-runs/{number}", number=remote_id, body=body)
+        await write("PATCH", "/repos/{repository}/check-runs/{number}", number=remote_id, body=body)
         return remote_id
 
     async def _find_check_run(self, due: DueNotification, update: CheckRunUpdate) -> int | None:
@@ -118,19 +156,18 @@ class Publisher:
 
     # --- comments: https://docs.github.com/en/rest/issues/comments
 
-    async def _comment(self, due: DueNotification, update: CommentUpdate) -> int | None:
+    async def _comment(self, due: DueNotification, update: CommentUpdate, write: _Writer) -> int | None:
         remote_id = due.remote_id
-        if remote_id is not None and await self._change_comment(due, update, remote_id):
+        if remote_id is not None and await self._change_comment(write, update, remote_id):
             return remote_id
         # The comment is unknown, or was deleted.
         if due.attempts > 0 or (update.only_if_exists and remote_id is None):
             found = await self._find_comment(due, update)
-            if found is not None and found != remote_id and await self._change_comment(due, update, found):
+            if found is not None and found != remote_id and await self._change_comment(write, update, found):
                 return found
         if update.only_if_exists:
             return None
-        answer = await self._write(
-            due,
+        answer = await write(
             "POST",
             "/repos/{repository}/issues/{number}/comments",
             number=update.number,
@@ -139,10 +176,9 @@ class Publisher:
         )
         return answer.read(_Created).id
 
-    async def _change_comment(self, due: DueNotification, update: CommentUpdate, comment_id: int) -> bool:
+    async def _change_comment(self, write: _Writer, update: CommentUpdate, comment_id: int) -> bool:
         """Return False if the comment no longer exists."""
-        answer = await self._write(
-            due,
+        answer = await write(
             "PATCH",
             "/repos/{repository}/issues/comments/{number}",
             number=comment_id,
@@ -192,12 +228,11 @@ class Publisher:
 
     # --- reactions: https://docs.github.com/en/rest/reactions/reactions
 
-    async def _reaction(self, due: DueNotification, update: ReactionUpdate) -> int:
+    async def _reaction(self, due: DueNotification, update: ReactionUpdate, write: _Writer) -> int:
         if due.remote_id is not None:
             return due.remote_id
         kind = "pulls" if update.is_review_comment else "issues"
-        answer = await self._write(
-            due,
+        answer = await write(
             "POST",
             f"/repos/{{repository}}/{kind}/comments/{{number}}/reactions",
             number=update.comment_id,
@@ -209,7 +244,7 @@ class Publisher:
 
     # --- reviews: https://docs.github.com/en/rest/pulls/reviews
 
-    async def _review(self, due: DueNotification, update: ReviewUpdate) -> int:
+    async def _review(self, due: DueNotification, update: ReviewUpdate, write: _Writer) -> int:
         if due.remote_id is not None:
             return due.remote_id
         if due.attempts > 0 and (found := await self._find_review(due, update)) is not None:
@@ -218,18 +253,17 @@ class Publisher:
         body: dict[str, object] = {"event": "COMMENT", "body": update.without_lines}
         if update.comments:
             lines = {"commit_id": update.commit_sha, "body": update.body, "comments": [*map(_comment_on, update.comments)]}
-            answer = await self._create_review(due, update, body | lines, answers=_INVALID)
+            answer = await self._create_review(write, update, body | lines, answers=_INVALID)
             if answer.status < 400:
                 return answer.read(_Created).id
             # GitHub creates all comments or none, and doesn't say which line isn't part of the diff, or that the commit
             # isn't part of the pull request any more.
-        return (await self._create_review(due, update, body)).read(_Created).id
+        return (await self._create_review(write, update, body)).read(_Created).id
 
     async def _create_review(
-        self, due: DueNotification, update: ReviewUpdate, body: dict[str, object], answers: frozenset[int] = frozenset()
+        self, write: _Writer, update: ReviewUpdate, body: dict[str, object], answers: frozenset[int] = frozenset()
     ) -> Answer:
-        return await self._write(
-            due,
+        return await write(
             "POST",
             "/repos/{repository}/pulls/{number}/reviews",
             number=update.number,
@@ -258,35 +292,6 @@ class Publisher:
             if len(found) < 100:
                 return None
         return None
-
-    async def _write(
-        self,
-        due: DueNotification,
-        method: str,
-        route: str,
-        *,
-        body: dict[str, object],
-        number: int | None = None,
-        is_comment: bool = False,
-        answers: frozenset[int] = frozenset(),
-        repeatable: bool | None = None,
-    ) -> Answer:
-        path_parameters: dict[str, str | int] = {"repository": due.notification.repository}
-        if number is not None:
-            path_parameters["number"] = number
-        return await self._session.ask(
-            Request(
-                method=method,
-                route=route,
-                path_parameters=path_parameters,
-                installation_id=due.notification.installation_id,
-                body=body,
-                is_comment=is_comment,
-                priority=due.priority,
-                answers=answers,
-                repeatable=repeatable,
-            )
-        )
 
 
 def _comment_on(comment: ReviewComment) -> dict[str, object]:

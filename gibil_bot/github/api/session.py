@@ -100,8 +100,11 @@ class Session:
         for spacing in (self._writes, self._progress, self._comments):
             spacing.bots = max(1, bots)
 
-    async def ask(self, request: Request) -> Answer:
-        """Return the answer if its status is below 400 or one that the request expects. Raises GitHubError."""
+    async def ask(self, request: Request, *, holds: Callable[[], bool] = lambda: True) -> Answer:
+        """Return the answer if its status is below 400 or one that the request expects. Raises GitHubError.
+
+        `holds`: called directly before the request is sent, each time. If it returns False, NotAskedYet is raised instead.
+        """
         path = request.path
         minted_again = False
         failures = 0
@@ -109,7 +112,7 @@ class Session:
             await self._turn(request)
             authorization = await self._authorization(request.installation_id)
             try:
-                answer = await self._send(request, path, authorization)
+                answer = await self._send(request, path, authorization, holds)
             except Unanswered as error:
                 failures += 1
                 again_s = None if error.sent and not request.may_repeat else RETRIES.wait_s(failures)
@@ -179,9 +182,14 @@ class Session:
 
     # --- one request
 
-    async def _send(self, request: Request, path: str, authorization: str) -> Answer:
-        self.requests[request.name] += 1
+    async def _send(self, request: Request, path: str, authorization: str, holds: Callable[[], bool] = lambda: True) -> Answer:
         connection = await self._open()
+        if not holds():
+            raise NotAskedYet(
+                f"{request.name}: not sent, because this bot was stopped or cut off for so long that another one may send it",
+                retry_after_s=1.0,
+            )
+        self.requests[request.name] += 1
         return await connection.send(
             request.method,
             path,

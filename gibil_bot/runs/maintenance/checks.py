@@ -1,11 +1,12 @@
-"""What `gibil db check` looks for: rows that can't be decoded, runs that no bot works on, wrong sums. It only reads."""
+"""What `gibil db check` looks for: rows that can't be decoded, work that no bot does, wrong sums. It only reads."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -17,7 +18,7 @@ from gibil_bot.runs.maintenance.database import Maintained, Problem
 from gibil_bot.runs.maintenance.status import usable
 from gibil_bot.runs.sql import hosts
 from gibil_bot.runs.sql.connection import Connection
-from gibil_bot.runs.sql.outbox import DECODERS
+from gibil_bot.runs.sql.outbox import DECODERS, PENDING
 from gibil_bot.runs.sql.runs import decode_commit, decode_plan, decode_source
 from gibil_bot.runs.sql.store import DAY_S, HISTORY_DAYS
 
@@ -26,6 +27,10 @@ PAGE = 200
 MOST_OF_A_KIND = 20
 FAILURES = 3
 """Consecutive failures of a notification that are a problem: one may be an incident at GitHub."""
+_NAMED = 5
+"""How many of the rows that wait are named."""
+_LONG_S = 900.0
+"""A delivery that waits longer while a bot runs is a problem: it is retried, or something is in its way."""
 _OVERTIME_S = 900.0
 """How much longer than its machine's time to live a run may take: for preparing, reporting and commits."""
 _SUMMED_S = (HISTORY_DAYS - 2) * DAY_S
@@ -49,7 +54,7 @@ async def check(database: Maintained) -> list[Problem]:
     if any(problem.kind == "damaged_file" for problem in problems):
         return problems
     others: dict[str, int] = {}
-    for checked in (_deliveries, _runs, _results, _notifications, _calls, _reservations, _sums):
+    for checked in (_waiting, _deliveries, _runs, _results, _notifications, _calls, _reservations, _sums):
         async for problem in checked(database):
             if sum(each.kind == problem.kind for each in problems) < MOST_OF_A_KIND:
                 problems.append(problem)
@@ -98,6 +103,80 @@ def _undecodable(decode: Callable[[Any], object], content: object) -> str | None
     except (msgspec.DecodeError, ValueError) as error:
         return " ".join(str(error).split())
     return None
+
+
+class _Waiting(NamedTuple):
+    """Rows on which a bot works."""
+
+    kind: str
+    names: tuple[str, str]
+    """Of one, and of several."""
+    id: str
+    """The column that names a row."""
+    since: tuple[str, str]
+    """The column with the time since when it waits, and its meaning."""
+    error: str
+    rows: str
+
+
+_DELIVERIES = _Waiting(
+    "delivery", ("delivery", "deliveries"), "guid", ("received_at", "arrived"), "error", "deliveries where handled_at is null"
+)
+_WAITING = (
+    _DELIVERIES,
+    _Waiting(
+        "run", ("run", "runs"), "id", ("queued_at", "was queued"), "null", "runs where finished_at is null and state = 'queued'"
+    ),
+    _Waiting(
+        "notification",
+        ("notification", "notifications"),
+        "key",
+        ("due_at", "was due"),
+        "error",
+        f"notifications where {PENDING}",
+    ),
+)
+
+
+async def _waiting(database: Maintained) -> Found:
+    """Find what waits although no bot runs, and deliveries that wait for long although one does."""
+    now = database.now()
+    if any(not seen.is_away for seen in await database.read(partial(hosts.every, now=now))):
+        number, oldest = await database.read(partial(_oldest, what=_DELIVERIES, before=now - _LONG_S))
+        if number:
+            error = " ".join((oldest[0][2] or "").split()) or "no error is stored"
+            yield _that_waits(_DELIVERIES, number, oldest, now, "a bot runs", f": {error}", f"see its log for {oldest[0][0]}")
+        return
+    for what in _WAITING:
+        number, oldest = await database.read(partial(_oldest, what=what, before=math.inf))
+        if number:
+            yield _that_waits(what, number, oldest, now, "no bot runs", "", "start gibil serve")
+
+
+_Row = tuple[str, float, str | None]
+"""Its name, since when it waits, and its last error."""
+
+
+async def _oldest(db: Connection, what: _Waiting, before: float) -> tuple[int, list[_Row]]:
+    """Return how many rows wait since before that moment, and those that wait longest."""
+    since, waiting = what.since[0], f"{what.rows} and {what.since[0]} <= ?"
+    (counted,) = await db.rows(f"select count(*) from {waiting}", (before,))  # noqa: S608
+    oldest = await db.rows(
+        f"select {what.id}, {since}, {what.error} from {waiting} order by {since}, seq limit {_NAMED}",  # noqa: S608
+        (before,),
+    )
+    return int(counted[0]), [(name, at, error) for name, at, error in oldest]
+
+
+def _that_waits(what: _Waiting, number: int, oldest: list[_Row], now: float, why: str, error: str, remedy: str) -> Problem:
+    shown = ", ".join(name for name, _, _ in oldest) + (f" and {number - len(oldest):,} more" if number > len(oldest) else "")
+    age = f"the oldest {what.since[1]} {duration(now - oldest[0][1])} ago"
+    return Problem(
+        kind=f"waiting_{what.kind}",
+        subject=f"{number:,} {what.names[number > 1]}",
+        problem=f"{why}, and {'they wait' if number > 1 else 'it waits'}: {shown}; {age}{error}",
+        remedy=remedy,
+    )
 
 
 async def _deliveries(database: Maintained) -> Found:

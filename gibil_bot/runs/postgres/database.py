@@ -35,6 +35,7 @@ class PostgresDatabase:
     """Created by `open_database`."""
 
     is_shared = True
+    room_bytes = 0
 
     def __init__(self, url: str, pool: asyncpg.Pool, clock: Callable[[], float] | None, limit_s: float) -> None:
         self._url = url
@@ -147,8 +148,10 @@ class PostgresDatabase:
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        while self._calls:
-            await asyncio.wait(self._calls)
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=LIMIT_S + _RELEASE_S)
+        for call in self._calls:  # of a command, whose user doesn't wait longer
+            call.cancel()
         await self._listener.close()
         try:
             async with asyncio.timeout(_RELEASE_S):

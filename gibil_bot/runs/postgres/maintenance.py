@@ -8,12 +8,10 @@ from typing import Literal, TypeVar
 import asyncpg
 
 from gibil_bot.database_url import shown_url
-from gibil_bot.errors import StoreError
 from gibil_bot.runs.maintenance.database import NUMBERED, Problem
 from gibil_bot.runs.postgres import server
 from gibil_bot.runs.postgres.connection import PostgresConnection
 from gibil_bot.runs.sql.connection import Connection, Query
-from gibil_bot.runs.sql.hosts import UNSEEN_S
 
 T = TypeVar("T")
 
@@ -53,12 +51,7 @@ class MaintainedServer:
         return await self.read(_sequences)
 
     async def migrate(self, *, force: bool = False) -> tuple[int, int]:
-        if not force and await self.version() < self.newest_version and (hosts := await self.read(_running)):
-            raise StoreError(
-                f"bots that use the database {self.name} run on {', '.join(hosts)}, or ran there {UNSEEN_S:g} s ago, and a "
-                "migration may stop bots of an older version: stop them first, or write --force"
-            )
-        return await server.migrate(self._url)
+        return await server.migrate(self._url, force=force)
 
     async def free_bytes(self) -> None:
         return None
@@ -79,19 +72,6 @@ async def _size(db: Connection) -> int:
     row = await db.row("select pg_database_size(current_database())")
     assert row is not None
     return int(row[0])
-
-
-async def _running(db: Connection) -> list[str]:
-    """Return the names of hosts where a bot was seen. Databases of the first version don't know."""
-    known = await db.row("select to_regclass('processes') is not null")
-    if known != (True,):
-        return []
-    rows = await db.rows(
-        "select distinct coalesce(h.name, p.host) from processes p left join hosts h on h.id = p.host "
-        "where p.seen_at > extract(epoch from clock_timestamp()) - ? order by 1",
-        (UNSEEN_S,),
-    )
-    return [name for (name,) in rows]
 
 
 async def _sequences(db: Connection) -> list[Problem]:

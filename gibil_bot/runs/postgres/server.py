@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager, contextmanager
 import asyncpg
 
 from gibil_bot.database_url import shown_url
-from gibil_bot.errors import DatabaseUnreachable, StoreError
+from gibil_bot.errors import DatabaseFull, DatabaseUnreachable, StoreError
+from gibil_bot.runs.sql.hosts import UNSEEN_S
 from gibil_bot.runs.sql.migrations import migrations_of, require_not_newer
 
 LIMIT_S = 4.0
@@ -69,7 +70,11 @@ def store_error(url: str, error: BaseException, limit_s: float = LIMIT_S) -> Sto
     """Describe an error of asyncpg in one line, with what to do."""
     remedy = next((each for types, each in _REMEDIES if isinstance(error, types)), "")
     reason = f"it didn't answer within {limit_s:g} s" if isinstance(error, TimeoutError) else _one_line(str(error))
-    kind = DatabaseUnreachable if isinstance(error, (*LOST, TimeoutError)) else StoreError
+    kind = StoreError
+    if isinstance(error, (*LOST, TimeoutError)):
+        kind = DatabaseUnreachable
+    elif isinstance(error, asyncpg.DiskFullError):
+        kind = DatabaseFull
     return kind(f"{described(url)}: {reason or type(error).__name__}" + (f"; {remedy}" if remedy else ""))
 
 
@@ -82,11 +87,14 @@ def translated(url: str) -> Iterator[None]:
     """Convert errors of asyncpg and of the network to StoreError."""
     try:
         yield
+    except (ValueError, OverflowError) as error:  # also asyncpg.ClientConfigurationError, which is one of FAILURES, too
+        # asyncpg repeats parts of the URL in these, which may be parts of the password.
+        raise StoreError(
+            f"{described(url)}: GIBIL_DATABASE_URL can't be read ({type(error).__name__}); write "
+            "postgresql://user@host:5432/database, with parameters that libpq knows"
+        ) from None
     except FAILURES as error:
         raise store_error(url, error) from error
-    except (ValueError, OverflowError, asyncpg.ClientConfigurationError) as error:
-        # asyncpg repeats parts of the URL in these, which may be parts of the password.
-        raise StoreError(f"{described(url)}: GIBIL_DATABASE_URL can't be read ({type(error).__name__})") from None
 
 
 @asynccontextmanager
@@ -110,10 +118,11 @@ async def connect(url: str) -> asyncpg.Connection:
     return await asyncpg.connect(url, timeout=CONNECT_S, server_settings={"application_name": "gibil-bot"})
 
 
-async def migrate(url: str) -> tuple[int, int]:
+async def migrate(url: str, *, host_id: str = "", force: bool = False) -> tuple[int, int]:
     """Create the schema, or migrate it to this version, all steps in one transaction; return the versions before and after.
 
-    Raises StoreError, also if the database is from a newer version.
+    Raises StoreError, also if the database is from a newer version, and unless `force` if bots use its older version. The bot
+    of the host `host_id` doesn't count: the caller holds the lock of its data directory.
     """
     steps = migrations()
     with translated(url):
@@ -129,7 +138,14 @@ async def migrate(url: str) -> tuple[int, int]:
                     "(number bigint primary key, applied_at timestamptz not null default now())"
                 )
                 current = await connection.fetchval("select coalesce(max(number), 0) from schema_version")
-                require_not_newer(shown_url(url), current, steps[-1][0])
+                newest = steps[-1][0]
+                require_not_newer(shown_url(url), current, newest)
+                if current < newest and not force and (hosts := await _running(connection, host_id)):
+                    raise StoreError(
+                        f"{described(url)} has version {current}, and this gibil needs {newest}, but bots of the older version "
+                        f"use it on {', '.join(hosts)}, or did {UNSEEN_S:g} s ago, and a migration may stop their work: stop "
+                        "them first, then try again; `gibil db migrate --force` doesn't wait for them"
+                    )
                 if (encoding := await connection.fetchval("show server_encoding")) != "UTF8":
                     raise StoreError(
                         f"{described(url)} has the encoding {encoding}, which can't store every text: "
@@ -141,7 +157,20 @@ async def migrate(url: str) -> tuple[int, int]:
                         await connection.execute("insert into schema_version (number) values ($1)", number)
         finally:
             await closed(connection)
-    return current, steps[-1][0]
+    return current, newest
+
+
+async def _running(connection: asyncpg.Connection, host_id: str) -> list[str]:
+    """Return the names of the other hosts where a bot was seen. Databases of the first version don't know."""
+    if not await connection.fetchval("select to_regclass('processes') is not null"):
+        return []
+    rows = await connection.fetch(
+        "select distinct coalesce(h.name, p.host) from processes p left join hosts h on h.id = p.host "
+        "where p.host <> $1 and p.seen_at > extract(epoch from clock_timestamp()) - $2::float8 order by 1",
+        host_id,
+        UNSEEN_S,
+    )
+    return [row[0] for row in rows]
 
 
 async def server_now(connection: asyncpg.Connection) -> float:

@@ -16,5 +16,9 @@ async def agree(db: Connection, topics: set[str], name: str, value: str) -> str:
     return str(row[0])
 
 
+async def every(db: Connection) -> dict[str, str]:
+    return dict(await db.rows("select name, value from agreements"))
+
+
 async def replace(db: Connection, topics: set[str], name: str, value: str) -> None:
     await db.run("update agreements set value = ? where name = ?", (value, name))

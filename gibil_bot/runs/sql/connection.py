@@ -49,6 +49,8 @@ class Database(Protocol):
 
     is_shared: bool
     """Whether other processes may use it."""
+    room_bytes: int
+    """How much has to be stored to know that there is room. 0: a row, because a server's disk is checked by its operator."""
 
     def now(self) -> float:
         """Return the time in seconds since the epoch. All processes that share the database have the same."""

@@ -405,7 +405,9 @@ async def claim_run(
     row = await db.row(
         "update runs set state = 'running', owner = ?1, fence = fence + 1, lease_until = ?2, "  # noqa: S608
         "copies = case when machine_host is null or machine_host = ?3 then copies else 0 end, "
-        "hosts = case when ' ' || hosts || ' ' like '% ' || ?3 || ' %' then hosts else ltrim(hosts || ' ' || ?3) end, "
+        # A host that returns moves to the end: its files are the newest.
+        "hosts = case when ?3 = '' then hosts "
+        "else ltrim(trim(replace(' ' || hosts || ' ', ' ' || ?3 || ' ', ' ')) || ' ' || ?3) end, "
         f"started_at = coalesce(started_at, ?4) where seq = ?5 returning fence, {COLUMNS}",
         (owner, now + lease_s, host, now, seq),
     )

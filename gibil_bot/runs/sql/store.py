@@ -39,6 +39,10 @@ class SqlStore:
             return value
         return await self.database.write(partial(agreements.agree, name=name, value=value))
 
+    async def check_writable(self) -> None:
+        await self.database.write(partial(_fill, size=self.database.room_bytes))
+        await self.database.write(_clear)
+
     async def counts(self) -> dict[str, int]:
         return await self.database.read(counts)
 
@@ -81,6 +85,22 @@ class SqlStore:
     async def close(self) -> None:
         """Wait for submitted writes, which continue even if the caller is cancelled. Safe to repeat."""
         await self.database.close()
+
+
+_CHECK = "check of writing"
+"""The name of a row in the table agreements that exists for a moment."""
+
+
+async def _fill(db: Connection, _: set[str], size: int) -> None:
+    """Changing a row isn't enough: SQLite would reuse the space of its earlier version, also on a full disk."""
+    await db.run(
+        "insert into agreements (name, value) values (?, ?) on conflict (name) do update set value = excluded.value",
+        (_CHECK, "x" * size),
+    )
+
+
+async def _clear(db: Connection, _: set[str]) -> None:
+    await db.run("delete from agreements where name = ?", (_CHECK,))
 
 
 async def _answers(db: Connection) -> None:

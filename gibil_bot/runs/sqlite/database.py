@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gibil_bot.errors import StoreError
+from gibil_bot.errors import DatabaseFull, StoreError
 from gibil_bot.runs.lock_file import Locked, hold
 from gibil_bot.runs.sql.migrations import migrations_of, require_not_newer
 
@@ -43,7 +43,8 @@ def store_error(path: Path, error: sqlite3.Error) -> StoreError:
     """Describe a SQLite error in one line, with what to do."""
     code = getattr(error, "sqlite_errorcode", None)
     remedy = _REMEDIES.get(code & 0xFF) if isinstance(code, int) else None
-    return StoreError(f"the database {path}: {error}" + (f"; {remedy}" if remedy else ""))
+    is_full = isinstance(code, int) and code & 0xFF == sqlite3.SQLITE_FULL
+    return (DatabaseFull if is_full else StoreError)(f"the database {path}: {error}" + (f"; {remedy}" if remedy else ""))
 
 
 @contextmanager

@@ -51,6 +51,8 @@ class Connections:
 class DatabaseThreads:
     """sql.connection.Database on one file."""
 
+    room_bytes = 64 * 1024
+
     def __init__(self, path: Path, connections: Connections, lock: int | None, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._path = path
