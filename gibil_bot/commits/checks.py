@@ -21,6 +21,7 @@ from gibil_bot.commits.secret_scan import Finding, KnownSecrets, Scanned, scan
 from gibil_bot.errors import GibilError
 from gibil_bot.git import GitError, TooExpensive
 from gibil_bot.humanize import count
+from gibil_bot.limits import MOST_GLOB
 from gibil_bot.ssh.answers import printable
 
 MOST_FILES = 100
@@ -34,6 +35,8 @@ _MOST_LISTED = 20_000
 """How many changes are listed before those outside of the policy's paths are dropped."""
 _MOST_SCANNED_BYTES = 8 * 1024 * 1024
 """Larger files of a push aren't scanned for what looks like a secret: it may have gigabytes, and a user reviews it."""
+_MOST_LINKED = 1000
+"""How many targets of protected symbolic links are protected, too."""
 _MOST_BEFORE_BYTES = 32 * 1024 * 1024
 """Former contents of one commit's files that are compared with new ones."""
 _SCAN_S = 240.0
@@ -199,11 +202,12 @@ async def _check(repository: Path, collected: Collected, policy: CommitPolicy) -
     if len(files) > policy.most_files:
         raise TooMany(too_many)
     _check_replaced(files, dropped, problems)
-    _check_paths([change for _, each in kept for change in each], policy, problems)
+    linked = await _linked(repository, base, policy.protected) if files or not policy.linear else {}
+    _check_paths([change for _, each in kept for change in each], policy, problems, linked)
     scanning = _Scanning(policy.secrets, problems, most_bytes=None if policy.linear else _MOST_SCANNED_BYTES)
     total = await _check_contents(repository, kept, policy, problems, scanning)
     if not policy.linear:
-        await _check_each(repository, found, head, base, most_listed, policy, problems, scanning)
+        await _check_each(repository, found, head, base, most_listed, policy, problems, scanning, linked)
     await _check_names(repository, base, found[-1] if found else None, set(files), set(dropped), problems)
     long = {commit.sha for commit in found if len(commit.message.encode()) > MOST_MESSAGE_BYTES}
     for sha in long:
@@ -293,7 +297,7 @@ def _check_replaced(files: Sequence[str], dropped: Sequence[str], problems: _Pro
         problems.add("OUTSIDE_PATHS", f"{shown} would replace {replaced}, which is outside of the workflow's `paths`")
 
 
-def _check_paths(changes: Iterable[Change], policy: CommitPolicy, problems: _Problems) -> None:
+def _check_paths(changes: Iterable[Change], policy: CommitPolicy, problems: _Problems, linked: Mapping[str, str]) -> None:
     for change in changes:
         path, shown = change.path, printable(change.path, _PATH)
         if paths.is_git_folder(path):
@@ -304,12 +308,31 @@ def _check_paths(changes: Iterable[Change], policy: CommitPolicy, problems: _Pro
             problems.add("GIT_SETTINGS", f"{shown} has settings of git, which can't be changed from a machine")
         elif policy.protected and paths.is_protected(path, policy.protected):
             problems.add("PROTECTED", f"{shown} is protected: it can't be changed from a machine")
+        elif link := next((link for target, link in linked.items() if paths.is_protected(path, (target,))), None):
+            problems.add("PROTECTED", f"{shown} is protected, because {printable(link, _PATH)} is a symbolic link to it")
         elif not _is_utf8(path):
             problems.add("NAME", f"the name of '{shown}' isn't UTF-8")
         elif paths.has_control_characters(path):
             problems.add("NAME", f"the name of '{shown}' has control characters")
         elif change.mode is not None and change.mode not in (*_MODES, SUBMODULE):
             problems.add("MODE", f"{shown} has the mode {change.mode}, which isn't that of a file or a symbolic link")
+
+
+async def _linked(repository: Path, base: str, protected: Sequence[str]) -> dict[str, str]:
+    """Return what protected symbolic links of the base lead to, each with its link: its change is one of the protected path."""
+    if not protected:
+        return {}
+    links = await objects.links(repository, base, lambda path: paths.is_protected(path, protected))
+    found: dict[str, str] = {}
+    waiting = [(path, path) for path in links if paths.is_protected(path, protected)]
+    while waiting and len(found) < _MOST_LINKED:
+        path, link = waiting.pop()
+        target = links[path]
+        if target not in found and len(target) <= MOST_GLOB:
+            found[target] = link
+            # A link may lead to another one, also as a folder of its target.
+            waiting += [(each, link) for each in (target, *paths.parents_of(target)) if each in links]
+    return found
 
 
 async def _check_contents(
@@ -335,7 +358,7 @@ async def _check_contents(
         links = [(change, sizes.get(change.new or "", 0)) for change in changes if change.mode == SYMLINK]
         short = []
         for change, size in links:
-            if size > paths.MOST_TARGET_BYTES:
+            if size > objects.PATH_BYTES:
                 problems.add("SYMLINK", f"{printable(change.path, _PATH)} is a symbolic link with an overlong target")
             else:
                 short.append((change, size))
@@ -440,6 +463,7 @@ async def _check_each(
     policy: CommitPolicy,
     problems: _Problems,
     scanning: _Scanning,
+    linked: Mapping[str, str],
 ) -> None:
     """Check the paths and scan the contents of each commit that the server doesn't have: a later one may have undone it."""
     new = await objects.not_on_branches(repository, head, base)
@@ -455,7 +479,7 @@ async def _check_each(
     by_commit |= await objects.changes_of_merges(repository, merges, most=most, too_many=too_many)
     for sha, changes in by_commit.items():
         files = [change for change in changes if FOLDER not in (change.mode, change.old_mode)]
-        _check_paths(files, policy, problems)
+        _check_paths(files, policy, problems, linked)
         names = [change.new for change in files if change.new and change.mode != SUBMODULE]
         await _scan_commit(repository, sha, files, await objects.sizes(repository, sorted(names)), scanning)
 

@@ -13,9 +13,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from gibil_bot.instruction_files import INSTRUCTION_FILES
 from gibil_bot.path_globs import fold, globs, is_same_file
 
-MOST_TARGET_BYTES = 4096
-"""Maximum length of a symbolic link's target (PATH_MAX)."""
-
 PROTECTED: tuple[str, ...] = (
     # They decide what runs with the repository's secrets, on GitHub's machines or on gibil's.
     ".github/workflows/**", ".github/actions/**", ".gibil*", ".gibil*/**",
@@ -25,6 +22,8 @@ PROTECTED: tuple[str, ...] = (
 )  # fmt: skip
 """Paths that commits from a machine can't change: globs, with `**/` for any folder or none."""
 
+# https://www.unicode.org/reports/tr9/#Directional_Formatting_Characters
+_DIRECTION = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 # NTFS: a short name, an alternate stream, trailing dots and blanks: git's is_ntfs_dotgit,
 # https://github.com/git/git/blob/master/path.c
 _GIT_FOLDER = re.compile(r"(?:\.git|git~[0-9]+)[. ]*(?::.*)?", re.DOTALL)
@@ -71,7 +70,7 @@ def parents_of(path: str) -> Iterator[str]:
 
 def has_control_characters(path: str) -> bool:
     """Return whether the path has characters that change how a terminal or a web page shows it."""
-    return any(unicodedata.category(character) in ("Cc", "Cs") or "\u202a" <= character <= "\u202e" for character in path)
+    return any(unicodedata.category(sign) in ("Cc", "Cs") for sign in path) or _DIRECTION.search(path) is not None
 
 
 def is_within_tree(path: str, target: str) -> bool:

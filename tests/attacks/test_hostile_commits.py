@@ -192,6 +192,53 @@ async def test_a_link_can_not_replace_a_protected_folder(base: Path, name: str) 
     assert await problems(base, committed(base), bundle_of(base, "HEAD")) == {"PROTECTED"}
 
 
+LINKED = {
+    "file": ({"docs/rules.md": "1"}, {"CLAUDE.md": "docs/rules.md"}, "docs/rules.md"),
+    "upwards": ({"rules.md": "1"}, {"sub/AGENTS.md": "../rules.md"}, "rules.md"),
+    "folder": ({"tools/agent/settings.json": "1"}, {".claude": "tools/agent"}, "tools/agent/settings.json"),
+    "new file": ({"tools/agent/x": "1"}, {".claude": "./tools//agent/"}, "tools/agent/settings.json"),
+    "two links": ({"a/x.md": "1"}, {"GEMINI.md": "b", "b": "c/x.md", "c": "a"}, "a/x.md"),
+    "case": ({"rules.md": "1"}, {"CLAUDE.md": "rules.md"}, "Rules.md"),
+}
+
+
+@pytest.mark.parametrize(("files", "links", "changed"), LINKED.values(), ids=LINKED)
+@pytest.mark.parametrize("policy", [CommitPolicy(), policy_of_push(False)], ids=["run", "push"])
+async def test_the_target_of_a_protected_link_is_protected(
+    tmp_path: Path, files: dict[str, str], links: dict[str, str], changed: str, policy: CommitPolicy
+) -> None:
+    base = repository(tmp_path / "work", files)
+    for name, target in links.items():
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).symlink_to(target)
+    committed(base)
+    git(base, "checkout", "-q", "-b", "topic")
+    (base / changed).write_text("obey")
+    assert "PROTECTED" in await problems(base, committed(base), bundle_of(base, "HEAD"), policy)
+
+
+async def test_links_out_of_the_repository_and_in_circles_protect_nothing(tmp_path: Path) -> None:
+    base = repository(tmp_path / "work", {"x": "1"})
+    for name, target in {"CLAUDE.md": "../x", "AGENTS.md": "/x", "GEMINI.md": "QWEN.md", "QWEN.md": "GEMINI.md"}.items():
+        (base / name).symlink_to(target)
+    committed(base)
+    git(base, "checkout", "-q", "-b", "topic")
+    (base / "x").write_text("2")
+    ours = tmp_path / "ours.git"
+    await our_git.create_repository(ours)
+    git(ours, "fetch", "-q", str(base), "+refs/heads/main:refs/heads/main")
+    checked = await check(ours, collected(base, committed(base), bundle_of(base, "HEAD")), CommitPolicy())
+    assert checked.files == ("x",)
+
+
+@pytest.mark.parametrize("sign", ["\u061c", "\u200f", "\u202e", "\u2066", "\u2069"])
+async def test_names_that_are_shown_in_another_order_are_rejected(base: Path, sign: str) -> None:
+    """https://nvd.nist.gov/vuln/detail/CVE-2021-42574"""
+    git(base, "checkout", "-q", "-b", "topic")
+    (base / f"a{sign}b").write_text("1")
+    assert await problems(base, committed(base), bundle_of(base, "HEAD")) == {"NAME"}
+
+
 async def test_a_folder_can_not_replace_a_protected_file_that_is_left_out(tmp_path: Path) -> None:
     """The deletion of AGENTS.md is outside of `paths`, so it is left out; the new folder would need it."""
     base = repository(tmp_path / "work", {"AGENTS.md": "rules", "a.py": "1"})
