@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gibil_bot.agent_task import ModelCall
+from gibil_bot.agents.proxy import app
 from gibil_bot.agents.proxy.app import Patience
 from tests.doubles.models import Machine, proxied, request
 from tests.doubles.patience import patient
@@ -59,3 +60,16 @@ async def test_leaving_never_costs_more_than_was_reserved() -> None:
         await leave(machine, request("chat"))
         (record,) = await booked(machine)
         assert record.usage.output <= 50  # the double's answer, which ignores the limit, is longer than 20
+
+
+@pytest.mark.parametrize("protocol", ["anthropic", "gemini"])
+async def test_calls_that_cost_nothing_are_limited(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would use up what the vendor allows the operator's key in a minute."""
+    monkeypatch.setattr(app, "_MOST_COUNTED", 2)
+    path = {"anthropic": "/v1/messages/count_tokens", "gemini": "/v1beta/models/gemini-2.5-flash:countTokens"}[protocol]
+    async with proxied(protocol) as machine:
+        statuses = [(await machine.post(path=path)).status_code for _ in range(4)]
+        assert statuses[:2] == [200, 200]
+        assert set(statuses[2:]) <= {402, 403}
+        assert len(machine.double.requests) == 2
+        assert (await machine.post()).status_code == 200

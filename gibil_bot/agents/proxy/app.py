@@ -63,6 +63,8 @@ _NOTICED_S, _REST = 0.005, 4.0
 """After the bodies of a task blocked the event loop for longer than this, others have it for that multiple of the time."""
 _MOST_SILENCES = 2
 """Streams in a row that ended because the vendor was silent. Programs would try again for an hour."""
+_MOST_COUNTED = 2000
+"""Calls of one task that count tokens. They are free, so no budget limits them, but they use up the key's limit per minute."""
 _MOST_REFUSALS_STORED = 50
 """Of one task. An agent that continues after a rejection isn't worth a growing database."""
 _PASSED_HEADERS = frozenset(
@@ -228,6 +230,12 @@ class ProxyApp:
                     except BaseException:
                         await uncancelled(call.release())
                         raise
+            else:
+                access.counted += 1
+                if access.counted > _MOST_COUNTED:
+                    raise Rejected(
+                        f"this task has counted tokens {_MOST_COUNTED:,} times", status=access.protocol.refused_status
+                    )
             await self._run(call, gone)
         except Rejected as rejected:
             raise await self._rejected(access, prepared.model, rejected) from None
