@@ -7,6 +7,7 @@ message, and all problems are reported at once.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,7 +36,7 @@ _MOST_LISTED = 20_000
 """How many changes are listed before those outside of the policy's paths are dropped."""
 _MOST_SCANNED_BYTES = 8 * 1024 * 1024
 """Larger files of a push aren't scanned for what looks like a secret: it may have gigabytes, and a user reviews it."""
-_MOST_LINKED = 1000
+_MOST_LINKED = 200
 """How many targets of protected symbolic links are protected, too."""
 _MOST_BEFORE_BYTES = 32 * 1024 * 1024
 """Former contents of one commit's files that are compared with new ones."""
@@ -190,7 +191,8 @@ async def _check(repository: Path, collected: Collected, policy: CommitPolicy) -
     )
     most_listed = max(policy.most_files, _MOST_LISTED)
     differences = await objects.changes(repository, pairs, most=most_listed, too_many=too_many)
-    kept, dropped = _select(found, pairs, differences, policy)
+    # In threads: names are the machine's, and thousands of long ones take seconds.
+    kept, dropped = await asyncio.to_thread(_select, found, pairs, differences, policy)
     files = sorted({change.path for _, changes in kept for change in changes})
     if policy.strict and dropped:
         problems.add(
@@ -201,9 +203,9 @@ async def _check(repository: Path, collected: Collected, policy: CommitPolicy) -
         )
     if len(files) > policy.most_files:
         raise TooMany(too_many)
-    _check_replaced(files, dropped, problems)
+    await asyncio.to_thread(_check_replaced, files, dropped, problems)
     linked = await _linked(repository, base, policy.protected) if files or not policy.linear else {}
-    _check_paths([change for _, each in kept for change in each], policy, problems, linked)
+    await asyncio.to_thread(_check_paths, [change for _, each in kept for change in each], policy, problems, linked)
     scanning = _Scanning(policy.secrets, problems, most_bytes=None if policy.linear else _MOST_SCANNED_BYTES)
     total = await _check_contents(repository, kept, policy, problems, scanning)
     if not policy.linear:
@@ -308,7 +310,8 @@ def _check_paths(changes: Iterable[Change], policy: CommitPolicy, problems: _Pro
             problems.add("GIT_SETTINGS", f"{shown} has settings of git, which can't be changed from a machine")
         elif policy.protected and paths.is_protected(path, policy.protected):
             problems.add("PROTECTED", f"{shown} is protected: it can't be changed from a machine")
-        elif link := next((link for target, link in linked.items() if paths.is_protected(path, (target,))), None):
+        elif linked and paths.is_protected(path, tuple(linked)):
+            link = next(link for target, link in linked.items() if paths.is_protected(path, (target,)))
             problems.add("PROTECTED", f"{shown} is protected, because {printable(link, _PATH)} is a symbolic link to it")
         elif not _is_utf8(path):
             problems.add("NAME", f"the name of '{shown}' isn't UTF-8")
@@ -322,9 +325,13 @@ async def _linked(repository: Path, base: str, protected: Sequence[str]) -> dict
     """Return what protected symbolic links of the base lead to, each with its link: its change is one of the protected path."""
     if not protected:
         return {}
-    links = await objects.links(repository, base, lambda path: paths.is_protected(path, protected))
+
+    def protected_of(paths_of_links: Iterable[str]) -> list[str]:
+        return [path for path in paths_of_links if paths.is_protected(path, protected)]
+
+    links = await objects.links(repository, base)
     found: dict[str, str] = {}
-    waiting = [(path, path) for path in links if paths.is_protected(path, protected)]
+    waiting = [(path, path) for path in await asyncio.to_thread(protected_of, links)]
     while waiting and len(found) < _MOST_LINKED:
         path, link = waiting.pop()
         target = links[path]
@@ -479,7 +486,7 @@ async def _check_each(
     by_commit |= await objects.changes_of_merges(repository, merges, most=most, too_many=too_many)
     for sha, changes in by_commit.items():
         files = [change for change in changes if FOLDER not in (change.mode, change.old_mode)]
-        _check_paths(files, policy, problems, linked)
+        await asyncio.to_thread(_check_paths, files, policy, problems, linked)
         names = [change.new for change in files if change.new and change.mode != SUBMODULE]
         await _scan_commit(repository, sha, files, await objects.sizes(repository, sorted(names)), scanning)
 

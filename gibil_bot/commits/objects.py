@@ -10,7 +10,7 @@ import asyncio
 import os
 import posixpath
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,8 @@ _DIFFERENCE = Limits(memory_bytes=96 * 1024**2)
 _CHECK_S = 300.0
 _MOST_TREE_BYTES = 256 * 1024 * 1024
 """Limit for all paths of one commit: some projects have a million files."""
+_MOST_LINKS = 10_000
+"""Of one commit."""
 _MISSING = "0" * 40
 _MOST_HEADER_BYTES = 1024 * 1024
 """Limit for the header of a bundle."""
@@ -278,10 +280,10 @@ async def _read(repository: Path, group: Sequence[tuple[str, int]]) -> list[tupl
     return found
 
 
-async def links(repository: Path, commit: str, wanted: Callable[[str], bool]) -> dict[str, str]:
-    """Return all symbolic links of a commit, as paths from its root → those of their targets, if one of them is `wanted`.
+async def links(repository: Path, commit: str) -> dict[str, str]:
+    """Return the symbolic links of a commit whose targets are in its tree: paths from the root → those of the targets.
 
-    A target may not exist. Without targets out of the tree. Raises TooMany, GitError.
+    A target may not exist. Raises TooMany, GitError.
     """
     found: dict[str, str] = {}
     size = 0
@@ -297,12 +299,12 @@ async def links(repository: Path, commit: str, wanted: Callable[[str], bool]) ->
             if record.startswith(b"120000 "):
                 attributes, _, path = record.partition(b"\t")
                 found[path.decode("utf-8", "surrogateescape")] = attributes.split(b" ")[2].decode()
+        if len(found) > _MOST_LINKS:
+            raise TooMany(f"{commit[:7]} has more than {_MOST_LINKS:,} symbolic links")
 
     await git.feed(
         collect, "ls-tree", "-r", "-z", commit, git_dir=repository, limits=FOREIGN, within_s=_CHECK_S, extra=environment()
     )
-    if not any(map(wanted, found)):
-        return {}
     known = {sha: size for sha, size in (await sizes(repository, sorted(set(found.values())))).items() if size <= PATH_BYTES}
     targets = {sha: data.decode("utf-8", "surrogateescape") async for sha, data in contents(repository, list(known.items()))}
     resolved = {path: _resolved(path, targets[sha]) for path, sha in found.items() if sha in targets}

@@ -6,6 +6,7 @@ we protect, in all spellings that are the same path to some file system.
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -47,7 +48,12 @@ def is_selected(path: str, patterns: Sequence[str]) -> bool:
 
 def is_protected(path: str, patterns: Sequence[str] = PROTECTED) -> bool:
     """Return whether a path is protected, in any spelling; so is a link or a file in place of a protected folder."""
-    return is_same_file(path, tuple(patterns))
+    return _is_protected(path, tuple(patterns))
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_protected(path: str, patterns: tuple[str, ...]) -> bool:
+    return is_same_file(path, patterns)  # each commit of a list may change the same files
 
 
 def is_git_folder(path: str) -> bool:

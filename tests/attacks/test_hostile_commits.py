@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import random
@@ -23,6 +24,7 @@ from gibil_bot.commits.from_machine import MOST_FILES, policy_of_push
 from gibil_bot.commits.objects import Change
 from gibil_bot.commits.recreate import recreate
 from gibil_bot.errors import GibilError
+from gibil_bot.instruction_files import INSTRUCTION_FILES
 from gibil_bot.runs.redact import Redactor
 from tests.doubles.patience import patient
 from tests.doubles.repositories import git, repository
@@ -190,6 +192,34 @@ async def test_a_link_can_not_replace_a_protected_folder(base: Path, name: str) 
     (base / name).parent.mkdir(exist_ok=True)
     (base / name).symlink_to("../tools" if "/" in name else "tools")
     assert await problems(base, committed(base), bundle_of(base, "HEAD")) == {"PROTECTED"}
+
+
+async def test_many_changes_with_long_names_do_not_block_the_event_loop(base: Path) -> None:
+    """Commits of a hundred files each, whose names look like those of protected files."""
+    name = "_".join(f"x{each.strip('*/').replace('/', '_')}x" for each in INSTRUCTION_FILES)[:250]
+    given = []
+    for number in range(30):
+        given.append(f"commit refs/heads/topic\ncommitter {WHO}\ndata 1\nx\n" + "from refs/heads/main^0\n" * (not number))
+        given += [f"M 100644 inline {name}{file}\ndata 3\n{number:03}\n" for file in range(100)]
+    git(base, "fast-import", "--quiet", given="".join(given).encode())
+    head = git(base, "rev-parse", "topic")
+    ours = base.parent / "ours.git"
+    await our_git.create_repository(ours)
+    git(ours, "fetch", "-q", str(base), "+refs/heads/main:refs/heads/main")
+    longest_s = 0.0
+
+    async def watch() -> None:
+        nonlocal longest_s
+        while True:
+            started = time.monotonic()
+            await asyncio.sleep(0.01)
+            longest_s = max(longest_s, time.monotonic() - started)
+
+    watching = asyncio.create_task(watch())
+    checked = await check(ours, collected(base, head, bundle_of(base, head)), CommitPolicy())
+    watching.cancel()
+    assert (len(checked.commits), len(checked.files)) == (30, 100)
+    assert longest_s < patient(2)
 
 
 LINKED = {
