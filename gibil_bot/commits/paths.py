@@ -17,6 +17,11 @@ from gibil_bot.path_globs import fold, globs, is_same_file
 PROTECTED: tuple[str, ...] = (
     # They decide what runs with the repository's secrets, on GitHub's machines or on gibil's.
     ".github/workflows/**", ".github/actions/**", ".gibil*", ".gibil*/**",
+    # So do these, at other services that start for a pushed branch, by the names in their documentation.
+    ".circleci/**", ".gitlab-ci.yml", ".travis.yml", "azure-pipelines*.yml", ".azure-pipelines/**", "Jenkinsfile*",
+    ".buildkite/**", ".drone.y*ml", ".woodpecker*", ".woodpecker/**", ".appveyor.yml", "appveyor.yml",
+    "bitbucket-pipelines.yml", ".semaphore/**", ".cirrus.*", ".teamcity/**", "cloudbuild.y*ml", "buildspec.y*ml",
+    ".devcontainer/**", ".devcontainer.json",
     # https://docs.github.com/en/repositories/managing-your-repositorys-settings-and-features/customizing-your-repository/about-code-owners
     "CODEOWNERS", ".github/CODEOWNERS", "docs/CODEOWNERS",
     *INSTRUCTION_FILES,
