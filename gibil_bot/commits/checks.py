@@ -44,7 +44,7 @@ _SCAN_S = 240.0
 """Limit for all scans of one check: there are texts that take a second for each megabyte."""
 _PATH = 200
 """Maximum length of a path in a message."""
-_NAMES_AND_TIMES = re.compile(rb"^(?:tree|parent) .*\n|[0-9]+ [+-][0-9]{4}$", re.MULTILINE)
+_NAMES_AND_TIMES = re.compile(rb"^(?:tree|parent) .*\n|(?<![0-9])[0-9]++ [+-][0-9]{4}$", re.MULTILINE)
 """What git itself writes into the header of a commit."""
 _MODES = ("100644", "100755", SYMLINK)
 

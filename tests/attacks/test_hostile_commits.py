@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from gibil_bot import git as our_git
+from gibil_bot.commits import checks
 from gibil_bot.commits import recreate as recreating
 from gibil_bot.commits.checks import CommitPolicy, CommitRejected, check
 from gibil_bot.commits.collected import Collected
@@ -220,6 +221,14 @@ async def test_many_changes_with_long_names_do_not_block_the_event_loop(base: Pa
     watching.cancel()
     assert (len(checked.commits), len(checked.files)) == (30, 100)
     assert longest_s < patient(2)
+
+
+def test_hostile_headers_of_commits_take_linear_time() -> None:
+    """A header may have megabytes, unlike a message."""
+    started = time.process_time()
+    assert checks._NAMES_AND_TIMES.sub(b"", b"tree x\n" + b"1" * 600_000 + b" +0000\n") == b"\n"
+    checks._NAMES_AND_TIMES.sub(b"", b"1" * 1_000_000)
+    assert time.process_time() - started < patient(1)
 
 
 LINKED = {
