@@ -40,7 +40,7 @@ _IMAGE = re.compile(rf"!{_LABEL}(?:{_DESTINATION.format('')}|\[[^\[\]]{{0,500}}+
 _TITLE = re.compile(rf"\]{_DESTINATION.format('')}", re.DOTALL)
 # A definition of a link's address is never shown, and neither is its title, which may be on the next line.
 _DEFINITION = re.compile(
-    r"^[ \t>*+-]{0,12}+\[(?!\^)(?:[^\[\]\\]|\\.){1,1000}+\]:[^\S\n]*+\n?[^\S\n]*+[^\s]{1,2000}+"
+    r"^[ \t>*+.)0-9-]{0,12}+\[(?!\^)(?:[^\[\]\\]|\\.){1,1000}+\]:[^\S\n]*+\n?[^\S\n]*+[^\s]{1,2000}+"
     r"(?:[^\S\n]*+\n?[^\S\n]*+(?:\"[^\"]{0,2000}+\"|'[^']{0,2000}+'|\([^()]{0,2000}+\)))?[^\S\n]*$",
     re.MULTILINE,
 )

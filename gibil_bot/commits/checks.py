@@ -7,6 +7,7 @@ message, and all problems are reported at once.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from gibil_bot.commits.secret_scan import Finding, KnownSecrets, Scanned, scan
 from gibil_bot.errors import GibilError
 from gibil_bot.git import GitError, TooExpensive
 from gibil_bot.humanize import count
+from gibil_bot.limits import MOST_GLOB
 from gibil_bot.ssh.answers import printable
 
 MOST_FILES = 100
@@ -34,13 +36,15 @@ _MOST_LISTED = 20_000
 """How many changes are listed before those outside of the policy's paths are dropped."""
 _MOST_SCANNED_BYTES = 8 * 1024 * 1024
 """Larger files of a push aren't scanned for what looks like a secret: it may have gigabytes, and a user reviews it."""
+_MOST_LINKED = 200
+"""How many targets of protected symbolic links are protected, too."""
 _MOST_BEFORE_BYTES = 32 * 1024 * 1024
 """Former contents of one commit's files that are compared with new ones."""
 _SCAN_S = 240.0
 """Limit for all scans of one check: there are texts that take a second for each megabyte."""
 _PATH = 200
 """Maximum length of a path in a message."""
-_NAMES_AND_TIMES = re.compile(rb"^(?:tree|parent) .*\n|[0-9]+ [+-][0-9]{4}$", re.MULTILINE)
+_NAMES_AND_TIMES = re.compile(rb"^(?:tree|parent) .*\n|(?<![0-9])[0-9]++ [+-][0-9]{4}$", re.MULTILINE)
 """What git itself writes into the header of a commit."""
 _MODES = ("100644", "100755", SYMLINK)
 
@@ -187,7 +191,8 @@ async def _check(repository: Path, collected: Collected, policy: CommitPolicy) -
     )
     most_listed = max(policy.most_files, _MOST_LISTED)
     differences = await objects.changes(repository, pairs, most=most_listed, too_many=too_many)
-    kept, dropped = _select(found, pairs, differences, policy)
+    # In threads: names are the machine's, and thousands of long ones take seconds.
+    kept, dropped = await asyncio.to_thread(_select, found, pairs, differences, policy)
     files = sorted({change.path for _, changes in kept for change in changes})
     if policy.strict and dropped:
         problems.add(
@@ -198,12 +203,13 @@ async def _check(repository: Path, collected: Collected, policy: CommitPolicy) -
         )
     if len(files) > policy.most_files:
         raise TooMany(too_many)
-    _check_replaced(files, dropped, problems)
-    _check_paths([change for _, each in kept for change in each], policy, problems)
+    await asyncio.to_thread(_check_replaced, files, dropped, problems)
+    linked = await _linked(repository, base, policy.protected) if files or not policy.linear else {}
+    await asyncio.to_thread(_check_paths, [change for _, each in kept for change in each], policy, problems, linked)
     scanning = _Scanning(policy.secrets, problems, most_bytes=None if policy.linear else _MOST_SCANNED_BYTES)
     total = await _check_contents(repository, kept, policy, problems, scanning)
     if not policy.linear:
-        await _check_each(repository, found, head, base, most_listed, policy, problems, scanning)
+        await _check_each(repository, found, head, base, most_listed, policy, problems, scanning, linked)
     await _check_names(repository, base, found[-1] if found else None, set(files), set(dropped), problems)
     long = {commit.sha for commit in found if len(commit.message.encode()) > MOST_MESSAGE_BYTES}
     for sha in long:
@@ -293,7 +299,7 @@ def _check_replaced(files: Sequence[str], dropped: Sequence[str], problems: _Pro
         problems.add("OUTSIDE_PATHS", f"{shown} would replace {replaced}, which is outside of the workflow's `paths`")
 
 
-def _check_paths(changes: Iterable[Change], policy: CommitPolicy, problems: _Problems) -> None:
+def _check_paths(changes: Iterable[Change], policy: CommitPolicy, problems: _Problems, linked: Mapping[str, str]) -> None:
     for change in changes:
         path, shown = change.path, printable(change.path, _PATH)
         if paths.is_git_folder(path):
@@ -304,12 +310,36 @@ def _check_paths(changes: Iterable[Change], policy: CommitPolicy, problems: _Pro
             problems.add("GIT_SETTINGS", f"{shown} has settings of git, which can't be changed from a machine")
         elif policy.protected and paths.is_protected(path, policy.protected):
             problems.add("PROTECTED", f"{shown} is protected: it can't be changed from a machine")
+        elif linked and paths.is_protected(path, tuple(linked)):
+            link = next(link for target, link in linked.items() if paths.is_protected(path, (target,)))
+            problems.add("PROTECTED", f"{shown} is protected, because {printable(link, _PATH)} is a symbolic link to it")
         elif not _is_utf8(path):
             problems.add("NAME", f"the name of '{shown}' isn't UTF-8")
         elif paths.has_control_characters(path):
             problems.add("NAME", f"the name of '{shown}' has control characters")
         elif change.mode is not None and change.mode not in (*_MODES, SUBMODULE):
             problems.add("MODE", f"{shown} has the mode {change.mode}, which isn't that of a file or a symbolic link")
+
+
+async def _linked(repository: Path, base: str, protected: Sequence[str]) -> dict[str, str]:
+    """Return what protected symbolic links of the base lead to, each with its link: its change is one of the protected path."""
+    if not protected:
+        return {}
+
+    def protected_of(paths_of_links: Iterable[str]) -> list[str]:
+        return [path for path in paths_of_links if paths.is_protected(path, protected)]
+
+    links = await objects.links(repository, base)
+    found: dict[str, str] = {}
+    waiting = [(path, path) for path in await asyncio.to_thread(protected_of, links)]
+    while waiting and len(found) < _MOST_LINKED:
+        path, link = waiting.pop()
+        target = links[path]
+        if target not in found and len(target) <= MOST_GLOB:
+            found[target] = link
+            # A link may lead to another one, also as a folder of its target.
+            waiting += [(each, link) for each in (target, *paths.parents_of(target)) if each in links]
+    return found
 
 
 async def _check_contents(
@@ -335,7 +365,7 @@ async def _check_contents(
         links = [(change, sizes.get(change.new or "", 0)) for change in changes if change.mode == SYMLINK]
         short = []
         for change, size in links:
-            if size > paths.MOST_TARGET_BYTES:
+            if size > objects.PATH_BYTES:
                 problems.add("SYMLINK", f"{printable(change.path, _PATH)} is a symbolic link with an overlong target")
             else:
                 short.append((change, size))
@@ -440,6 +470,7 @@ async def _check_each(
     policy: CommitPolicy,
     problems: _Problems,
     scanning: _Scanning,
+    linked: Mapping[str, str],
 ) -> None:
     """Check the paths and scan the contents of each commit that the server doesn't have: a later one may have undone it."""
     new = await objects.not_on_branches(repository, head, base)
@@ -455,7 +486,7 @@ async def _check_each(
     by_commit |= await objects.changes_of_merges(repository, merges, most=most, too_many=too_many)
     for sha, changes in by_commit.items():
         files = [change for change in changes if FOLDER not in (change.mode, change.old_mode)]
-        _check_paths(files, policy, problems)
+        await asyncio.to_thread(_check_paths, files, policy, problems, linked)
         names = [change.new for change in files if change.new and change.mode != SUBMODULE]
         await _scan_commit(repository, sha, files, await objects.sizes(repository, sorted(names)), scanning)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import posixpath
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ MOST_NAME_BYTES = 8 * 1024 * 1024
 """Limit for all paths, and for all messages of commits."""
 MOST_READ_BYTES = 8 * 1024 * 1024
 """How many bytes of files are read at once."""
+PATH_BYTES = 4096
+"""Maximum length of a symbolic link's target (PATH_MAX)."""
 
 SUBMODULE = "160000"
 SYMLINK = "120000"
@@ -34,6 +37,10 @@ FOLDER = "040000"
 _DIFFERENCE = Limits(memory_bytes=96 * 1024**2)
 """Enough for about 200,000 paths."""
 _CHECK_S = 300.0
+_MOST_TREE_BYTES = 256 * 1024 * 1024
+"""Limit for all paths of one commit: some projects have a million files."""
+_MOST_LINKS = 10_000
+"""Of one commit."""
 _MISSING = "0" * 40
 _MOST_HEADER_BYTES = 1024 * 1024
 """Limit for the header of a bundle."""
@@ -271,6 +278,43 @@ async def _read(repository: Path, group: Sequence[tuple[str, int]]) -> list[tupl
         found.append((sha, data[position + 1 : position + 1 + size]))
         position += size + 2
     return found
+
+
+async def links(repository: Path, commit: str) -> dict[str, str]:
+    """Return the symbolic links of a commit whose targets are in its tree: paths from the root → those of the targets.
+
+    A target may not exist. Raises TooMany, GitError.
+    """
+    found: dict[str, str] = {}
+    size = 0
+    rest = b""
+
+    def collect(data: bytes) -> None:
+        nonlocal size, rest
+        size += len(data)
+        if size > _MOST_TREE_BYTES:
+            raise TooMany(f"the paths of {commit[:7]} are longer than {_MOST_TREE_BYTES // 1024**2} MiB")
+        *whole, rest = (rest + data).split(b"\0")
+        for record in whole:
+            if record.startswith(b"120000 "):
+                attributes, _, path = record.partition(b"\t")
+                found[path.decode("utf-8", "surrogateescape")] = attributes.split(b" ")[2].decode()
+        if len(found) > _MOST_LINKS:
+            raise TooMany(f"{commit[:7]} has more than {_MOST_LINKS:,} symbolic links")
+
+    await git.feed(
+        collect, "ls-tree", "-r", "-z", commit, git_dir=repository, limits=FOREIGN, within_s=_CHECK_S, extra=environment()
+    )
+    known = {sha: size for sha, size in (await sizes(repository, sorted(set(found.values())))).items() if size <= PATH_BYTES}
+    targets = {sha: data.decode("utf-8", "surrogateescape") async for sha, data in contents(repository, list(known.items()))}
+    resolved = {path: _resolved(path, targets[sha]) for path, sha in found.items() if sha in targets}
+    return {path: target for path, target in resolved.items() if target is not None}
+
+
+def _resolved(link: str, target: str) -> str | None:
+    """Return the path from the root that a link means; None if it is out of the tree."""
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(link), target))
+    return None if path.startswith(("/", "../")) or path in (".", "..") else path
 
 
 def names_in_tree(data: bytes) -> list[str]:

@@ -6,6 +6,7 @@ we protect, in all spellings that are the same path to some file system.
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,18 +14,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from gibil_bot.instruction_files import INSTRUCTION_FILES
 from gibil_bot.path_globs import fold, globs, is_same_file
 
-MOST_TARGET_BYTES = 4096
-"""Maximum length of a symbolic link's target (PATH_MAX)."""
-
 PROTECTED: tuple[str, ...] = (
     # They decide what runs with the repository's secrets, on GitHub's machines or on gibil's.
     ".github/workflows/**", ".github/actions/**", ".gibil*", ".gibil*/**",
+    # So do these, at other services that start for a pushed branch, by the names in their documentation.
+    ".circleci/**", ".gitlab-ci.yml", ".travis.yml", "azure-pipelines*.yml", ".azure-pipelines/**", "Jenkinsfile*",
+    ".buildkite/**", ".drone.y*ml", ".woodpecker*", ".woodpecker/**", ".appveyor.yml", "appveyor.yml",
+    "bitbucket-pipelines.yml", ".semaphore/**", ".cirrus.*", ".teamcity/**", "cloudbuild.y*ml", "buildspec.y*ml",
+    ".devcontainer/**", ".devcontainer.json",
     # https://docs.github.com/en/repositories/managing-your-repositorys-settings-and-features/customizing-your-repository/about-code-owners
     "CODEOWNERS", ".github/CODEOWNERS", "docs/CODEOWNERS",
     *INSTRUCTION_FILES,
 )  # fmt: skip
 """Paths that commits from a machine can't change: globs, with `**/` for any folder or none."""
 
+# https://www.unicode.org/reports/tr9/#Directional_Formatting_Characters
+_DIRECTION = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 # NTFS: a short name, an alternate stream, trailing dots and blanks: git's is_ntfs_dotgit,
 # https://github.com/git/git/blob/master/path.c
 _GIT_FOLDER = re.compile(r"(?:\.git|git~[0-9]+)[. ]*(?::.*)?", re.DOTALL)
@@ -48,7 +53,12 @@ def is_selected(path: str, patterns: Sequence[str]) -> bool:
 
 def is_protected(path: str, patterns: Sequence[str] = PROTECTED) -> bool:
     """Return whether a path is protected, in any spelling; so is a link or a file in place of a protected folder."""
-    return is_same_file(path, tuple(patterns))
+    return _is_protected(path, tuple(patterns))
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_protected(path: str, patterns: tuple[str, ...]) -> bool:
+    return is_same_file(path, patterns)  # each commit of a list may change the same files
 
 
 def is_git_folder(path: str) -> bool:
@@ -71,7 +81,7 @@ def parents_of(path: str) -> Iterator[str]:
 
 def has_control_characters(path: str) -> bool:
     """Return whether the path has characters that change how a terminal or a web page shows it."""
-    return any(unicodedata.category(character) in ("Cc", "Cs") or "\u202a" <= character <= "\u202e" for character in path)
+    return any(unicodedata.category(sign) in ("Cc", "Cs") for sign in path) or _DIRECTION.search(path) is not None
 
 
 def is_within_tree(path: str, target: str) -> bool:

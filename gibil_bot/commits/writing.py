@@ -40,7 +40,9 @@ _RUN_LINE = re.compile(rf"{RUN_TRAILER}\s*:.*", re.IGNORECASE)
 # and /creating-a-commit-on-behalf-of-an-organization; git(1) writes and reads other names in -by
 _SPEAKS_FOR_A_PERSON = re.compile(r"(?:[a-z]+-)+by\s*:.*|on-behalf-of\s*:.*|skip-checks\s*:.*", re.IGNORECASE)
 # https://docs.github.com/en/actions/managing-workflow-runs-and-deployments/managing-workflow-runs/skipping-workflow-runs
-_SKIPS_CHECKS = re.compile(r"\[\s*((?:skip|no)[ _-][\w-]{1,20}|[\w-]{1,20}[ _-]skip)\s*\]|\*{3,}(NO_CI)\*{3,}", re.IGNORECASE)
+_SKIPS_CHECKS = re.compile(
+    r"\[\s*((?:skip|no)[ _-][\w-]{1,20}|[\w-]{1,20}[ _-]skip)\s*\]|(?<!\*)\*{3,}+(NO_CI)\*{3,}+", re.IGNORECASE
+)
 _TRAILER = re.compile(r"[A-Za-z][A-Za-z0-9-]*: \S.*")
 _WITHIN_S = 120.0
 

@@ -109,8 +109,10 @@ def _items(text: bytes) -> list[msgspec.Raw]:
 
 def _without_fence(text: bytes) -> bytes:
     """Return the JSON in a block of code, as models like to write it."""
-    match = re.fullmatch(rb"```[A-Za-z]*\s*\n(.*?)\s*```", text, re.DOTALL)
-    return match[1].strip() if match else text
+    first, newline, rest = text.partition(b"\n")
+    if newline and rest.endswith(b"```") and re.fullmatch(rb"```[A-Za-z]*\s*", first):
+        return rest.removesuffix(b"```").strip()
+    return text
 
 
 def _relative(path: str, checkout: str) -> str:

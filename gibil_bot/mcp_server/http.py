@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from gibil_bot.access_tokens import AccessToken, AccessTokens
+from gibil_bot.cancellation import uncancelled
 from gibil_bot.errors import GibilError
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ _FAILURES, _FAILURES_PER_S = 20, 1 / 3
 _MOST_ADDRESSES = 1000
 _CALLS, _CALLS_PER_S = 120, 4.0
 """The same for requests with one token."""
+VERIFY_EVERY_S = 10.0
+"""How often the token of a request in progress is verified again: a stream may be open for days."""
 _LOG_EVERY_S = 60.0
 
 BOT_INSTRUCTIONS = (
@@ -74,7 +77,14 @@ class Guard:
     """
 
     def __init__(
-        self, app: ASGIApp, tokens: AccessTokens, hosts: Iterable[str], origins: Iterable[str], scopes: frozenset[str]
+        self,
+        app: ASGIApp,
+        tokens: AccessTokens,
+        hosts: Iterable[str],
+        origins: Iterable[str],
+        scopes: frozenset[str],
+        *,
+        verify_every_s: float = VERIFY_EVERY_S,
     ) -> None:
         """`scopes`: a token needs one of them."""
         self._app = app
@@ -84,6 +94,7 @@ class Guard:
         self._scopes = scopes
         self._failures = _Buckets(_FAILURES, _FAILURES_PER_S)
         self._calls = _Buckets(_CALLS, _CALLS_PER_S)
+        self._verify_every_s = verify_every_s
         self._unlogged, self._logged_at_s = 0, float("-inf")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -117,7 +128,21 @@ class Guard:
         if wait_s:
             await _reject(send, 429, "too many requests with this token", retry_after_s=wait_s)
             return
-        await self._app({**scope, TOKEN: token}, receive, send)
+        handling = asyncio.ensure_future(self._app({**scope, TOKEN: token}, receive, send))
+        try:
+            while not handling.done():
+                await asyncio.wait({handling}, timeout=self._verify_every_s)
+                if not handling.done() and not await self._is_still_valid(credentials):
+                    return
+        finally:
+            handling.cancel()
+            await uncancelled(asyncio.wait({handling}))
+        handling.result()
+
+    async def _is_still_valid(self, credentials: list[str]) -> bool:
+        with contextlib.suppress(GibilError):  # a file that can't be read for a moment
+            return await asyncio.to_thread(self._authenticated, credentials) is not None
+        return True
 
     def _authenticated(self, credentials: list[str]) -> AccessToken | None:
         if len(credentials) != 1 or len(credentials[0]) > _LONGEST_HEADER:
@@ -212,10 +237,18 @@ async def bot_endpoint(bot: Bot, address: str, port: int) -> AsyncIterator[ASGIA
         return create_server([BotRunTools(bot.person_runs)], calls, BOT_INSTRUCTIONS)
 
     transport = Transport(build, stateless=True, body_bytes=BODY_BYTES)
+
+    async def only_post(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "POST":
+            # A GET would be a stream on which nothing is ever sent, and which takes a connection from the webhook.
+            await _reject(send, 405, "requests are sent with POST: there are no streams", allow=b"POST")
+        else:
+            await transport(scope, receive, send)
+
     hosts, origins = _addresses(address, port, bot.settings.public_url)
     scopes = frozenset({"runs:read", "runs:write"})
     try:
-        yield Guard(transport, AccessTokens(bot.settings.data_dir), hosts, origins, scopes)
+        yield Guard(only_post, AccessTokens(bot.settings.data_dir), hosts, origins, scopes)
     finally:
         await transport.close()
         await calls.finish(5.0)
@@ -255,7 +288,13 @@ def _addresses(address: str, port: int, public_url: str) -> tuple[list[str], lis
 
 
 async def _reject(
-    send: Send, status: int, text: str, challenge: bytes | None = None, *, retry_after_s: float | None = None
+    send: Send,
+    status: int,
+    text: str,
+    challenge: bytes | None = None,
+    *,
+    retry_after_s: float | None = None,
+    allow: bytes | None = None,
 ) -> None:
     """Answer without reading the request's body, and close the connection."""
     body = f"{text}\n".encode()
@@ -266,6 +305,8 @@ async def _reject(
     ]
     if challenge is not None:
         headers.append((b"www-authenticate", challenge))
+    if allow is not None:
+        headers.append((b"allow", allow))
     if retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % max(1, round(retry_after_s + 0.5))))
     await send({"type": "http.response.start", "status": status, "headers": headers})

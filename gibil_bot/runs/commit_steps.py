@@ -258,6 +258,7 @@ class GitHubSteps(_CheckedChanges):
         home, pull = run.source.repository.full_name, run.source.pull_request
         if plan.to == "branch":
             assert plan.branch is not None
+            _check_other_branch(run, plan.branch)
             return await self._at_home(run, plan.branch)
         if not (await self._tools.github.pull_request(run.source.installation_id, home, pull.number)).is_open:
             raise PushNotAllowed(f"Pull request {pull.number} was closed or merged meanwhile")
@@ -454,6 +455,18 @@ def _not_allowed(run: Run, target: Target, error: GitHubError) -> PushNotAllowed
 
 
 # --- a branch of the base repository in place of the pull request's
+
+
+def _check_other_branch(run: Run, branch: str) -> None:
+    """Raise PushNotAllowed for a branch that the commits of a pull request reach only when it is merged.
+
+    The name may contain that of a fork's branch, which its author chose: `main` is the usual one.
+    """
+    pull, repository = run.source.pull_request, run.source.repository
+    if branch in (pull.base_ref, repository.default_branch):
+        raise PushNotAllowed(f"{branch} changes by merging the pull request; choose another `branch` in the workflow")
+    if branch == pull.head_ref and (pull.head_repository or "").lower() != repository.full_name.lower():
+        raise PushNotAllowed(f"{branch} is the name of the fork's branch; choose another `branch` in the workflow")
 
 
 def _may_use_own_branch(run: Run, plan: CommitPlan) -> bool:

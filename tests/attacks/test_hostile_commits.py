@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import random
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from gibil_bot import git as our_git
+from gibil_bot.commits import checks
 from gibil_bot.commits import recreate as recreating
 from gibil_bot.commits.checks import CommitPolicy, CommitRejected, check
 from gibil_bot.commits.collected import Collected
@@ -23,6 +25,7 @@ from gibil_bot.commits.from_machine import MOST_FILES, policy_of_push
 from gibil_bot.commits.objects import Change
 from gibil_bot.commits.recreate import recreate
 from gibil_bot.errors import GibilError
+from gibil_bot.instruction_files import INSTRUCTION_FILES
 from gibil_bot.runs.redact import Redactor
 from tests.doubles.patience import patient
 from tests.doubles.repositories import git, repository
@@ -190,6 +193,89 @@ async def test_a_link_can_not_replace_a_protected_folder(base: Path, name: str) 
     (base / name).parent.mkdir(exist_ok=True)
     (base / name).symlink_to("../tools" if "/" in name else "tools")
     assert await problems(base, committed(base), bundle_of(base, "HEAD")) == {"PROTECTED"}
+
+
+async def test_many_changes_with_long_names_do_not_block_the_event_loop(base: Path) -> None:
+    """Commits of a hundred files each, whose names look like those of protected files."""
+    name = "_".join(f"x{each.strip('*/').replace('/', '_')}x" for each in INSTRUCTION_FILES)[:250]
+    given = []
+    for number in range(30):
+        given.append(f"commit refs/heads/topic\ncommitter {WHO}\ndata 1\nx\n" + "from refs/heads/main^0\n" * (not number))
+        given += [f"M 100644 inline {name}{file}\ndata 3\n{number:03}\n" for file in range(100)]
+    git(base, "fast-import", "--quiet", given="".join(given).encode())
+    head = git(base, "rev-parse", "topic")
+    ours = base.parent / "ours.git"
+    await our_git.create_repository(ours)
+    git(ours, "fetch", "-q", str(base), "+refs/heads/main:refs/heads/main")
+    longest_s = 0.0
+
+    async def watch() -> None:
+        nonlocal longest_s
+        while True:
+            started = time.monotonic()
+            await asyncio.sleep(0.01)
+            longest_s = max(longest_s, time.monotonic() - started)
+
+    watching = asyncio.create_task(watch())
+    checked = await check(ours, collected(base, head, bundle_of(base, head)), CommitPolicy())
+    watching.cancel()
+    assert (len(checked.commits), len(checked.files)) == (30, 100)
+    assert longest_s < patient(2)
+
+
+def test_hostile_headers_of_commits_take_linear_time() -> None:
+    """A header may have megabytes, unlike a message."""
+    started = time.process_time()
+    assert checks._NAMES_AND_TIMES.sub(b"", b"tree x\n" + b"1" * 600_000 + b" +0000\n") == b"\n"
+    checks._NAMES_AND_TIMES.sub(b"", b"1" * 1_000_000)
+    assert time.process_time() - started < patient(1)
+
+
+LINKED = {
+    "file": ({"docs/rules.md": "1"}, {"CLAUDE.md": "docs/rules.md"}, "docs/rules.md"),
+    "upwards": ({"rules.md": "1"}, {"sub/AGENTS.md": "../rules.md"}, "rules.md"),
+    "folder": ({"tools/agent/settings.json": "1"}, {".claude": "tools/agent"}, "tools/agent/settings.json"),
+    "new file": ({"tools/agent/x": "1"}, {".claude": "./tools//agent/"}, "tools/agent/settings.json"),
+    "two links": ({"a/x.md": "1"}, {"GEMINI.md": "b", "b": "c/x.md", "c": "a"}, "a/x.md"),
+    "case": ({"rules.md": "1"}, {"CLAUDE.md": "rules.md"}, "Rules.md"),
+}
+
+
+@pytest.mark.parametrize(("files", "links", "changed"), LINKED.values(), ids=LINKED)
+@pytest.mark.parametrize("policy", [CommitPolicy(), policy_of_push(False)], ids=["run", "push"])
+async def test_the_target_of_a_protected_link_is_protected(
+    tmp_path: Path, files: dict[str, str], links: dict[str, str], changed: str, policy: CommitPolicy
+) -> None:
+    base = repository(tmp_path / "work", files)
+    for name, target in links.items():
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).symlink_to(target)
+    committed(base)
+    git(base, "checkout", "-q", "-b", "topic")
+    (base / changed).write_text("obey")
+    assert "PROTECTED" in await problems(base, committed(base), bundle_of(base, "HEAD"), policy)
+
+
+async def test_links_out_of_the_repository_and_in_circles_protect_nothing(tmp_path: Path) -> None:
+    base = repository(tmp_path / "work", {"x": "1"})
+    for name, target in {"CLAUDE.md": "../x", "AGENTS.md": "/x", "GEMINI.md": "QWEN.md", "QWEN.md": "GEMINI.md"}.items():
+        (base / name).symlink_to(target)
+    committed(base)
+    git(base, "checkout", "-q", "-b", "topic")
+    (base / "x").write_text("2")
+    ours = tmp_path / "ours.git"
+    await our_git.create_repository(ours)
+    git(ours, "fetch", "-q", str(base), "+refs/heads/main:refs/heads/main")
+    checked = await check(ours, collected(base, committed(base), bundle_of(base, "HEAD")), CommitPolicy())
+    assert checked.files == ("x",)
+
+
+@pytest.mark.parametrize("sign", ["\u061c", "\u200f", "\u202e", "\u2066", "\u2069"])
+async def test_names_that_are_shown_in_another_order_are_rejected(base: Path, sign: str) -> None:
+    """https://nvd.nist.gov/vuln/detail/CVE-2021-42574"""
+    git(base, "checkout", "-q", "-b", "topic")
+    (base / f"a{sign}b").write_text("1")
+    assert await problems(base, committed(base), bundle_of(base, "HEAD")) == {"NAME"}
 
 
 async def test_a_folder_can_not_replace_a_protected_file_that_is_left_out(tmp_path: Path) -> None:

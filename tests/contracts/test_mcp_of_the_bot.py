@@ -219,6 +219,9 @@ async def test_without_a_token_nothing_is_served(tmp_path: Path) -> None:
             for headers, status in (({"Origin": "https://evil.example"}, 403), ({"Host": "evil.example"}, 421)):
                 answer = await http.post(f"{world.url}/mcp", json=body, headers={**good, **headers})
                 assert answer.status_code == status
+            # A stream without an end would take one of the webhook's connections.
+            stream = await http.get(f"{world.url}/mcp", headers={**good, "Accept": "text/event-stream"})
+            assert (stream.status_code, stream.headers["allow"]) == (405, "POST")
             long = await http.post(f"{world.url}/mcp", content=b"x" * (2 * 1024 * 1024), headers=good)
             assert long.status_code == 413
             assert (await http.get(f"{world.url}/mcp/x", headers=good)).status_code == 404

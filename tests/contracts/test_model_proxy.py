@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from msgspec.structs import replace
 
 from gibil_bot.agent_task import Account, Limit, Price, Rates, Usage
 from gibil_bot.agents.budget import LedgerBudget
@@ -486,7 +487,8 @@ async def test_a_call_whose_client_left_is_cancelled_after_a_while() -> None:
         await machine.double.wait_for(lambda: machine.double.calls[0].was_left)
         await until_recorded(machine)
         (record,) = machine.budget.billed
-        assert record.usage == Usage(input=800, cache_read=200, output=1, is_estimated=True)
+        assert record.usage.output > 1  # what it may have written since
+        assert replace(record.usage, output=1) == Usage(input=800, cache_read=200, output=1, is_estimated=True)
 
 
 async def test_a_client_that_leaves_while_the_vendor_is_overloaded_pays_nothing() -> None:

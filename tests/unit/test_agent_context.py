@@ -140,6 +140,7 @@ def test_a_diff_is_cut_by_file_and_says_what_is_missing() -> None:
         ('[b](https://x "hidden")', "[b](https://x)"),
         ("[b](<x y> 'hidden')", "[b](<x y>)"),
         ("b\n[//]: # (hidden)", "b"),
+        ("1. [b]: c 'hidden'\n2) [d]: e", ""),
         ('b\n> [x]:\n  <y>\n  "hidden"', "b"),
         ("b <?php hidden ?> <!DOCTYPE hidden> <![CDATA[ hidden ]]> c", "b c"),
         ("b\u200bc\u202ed\u2066e\U000e0041f\ufe0fg\u00adh\U000e0101\u2800i\x00\x1b[8mj\x1b[0m", "bcdefghij"),

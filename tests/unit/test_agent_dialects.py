@@ -7,6 +7,7 @@ The files in samples/agents are the standard output of Claude Code 2.1.332, Code
 from __future__ import annotations
 
 import json
+import time
 import tracemalloc
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gibil_bot.agents.account import Account, log_lines
-from gibil_bot.agents.dialects import DIALECTS, new_dialect
+from gibil_bot.agents.dialects import DIALECTS, events, new_dialect
 from gibil_bot.agents.dialects.events import OPEN_LIMIT
 from gibil_bot.agents.output import LOG_LIMIT, AgentOutput
 from gibil_bot.agents.transcript import (
@@ -34,6 +35,7 @@ from gibil_bot.agents.transcript import (
     Thought,
     Used,
 )
+from tests.doubles.patience import patient
 
 SAMPLES = Path(__file__).parent / "samples" / "agents"
 REPO = "/home/agent/repo"
@@ -349,6 +351,22 @@ def test_half_a_surrogate_pair_and_invalid_utf8_cost_one_character() -> None:
         (b"a\xffb", "a\ufffdb"),
     ]:
         assert read(new_dialect("codex"), [command % given_text]) == [Ran(command="ls", output=expected)]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        rb"\ud800" * 9000 + b"a" * 2_000_000,
+        (b"\\\\" * 200 + rb"\ud8") * 9000,
+        b"\\\\" * 1_900_000 + rb"\ud800",
+    ],
+    ids=["text", "no half", "backslashes"],
+)
+def test_halves_of_surrogate_pairs_are_replaced_in_linear_time(part: bytes) -> None:
+    line = b'{"type":"assistant","message":{"content":"%s"}}' % part
+    started = time.process_time()
+    events.event(msgspec.json.Decoder(dict[str, msgspec.Raw]), line)
+    assert time.process_time() - started < patient(0.1)
 
 
 NASTY = [

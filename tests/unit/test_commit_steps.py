@@ -118,6 +118,26 @@ async def test_untrusted_code_never_gets_a_branch_of_the_base_repository(tmp_pat
     assert await steps(tmp_path, Answers(HEADS)).elsewhere(untrusted, PLAN) is None
 
 
+@pytest.mark.parametrize(
+    ("branch", "head_ref"),
+    [("main", "main"), ("main", "faster"), ("release", "release"), ("stable", "faster")],
+    ids=["fork", "base", "another", "default"],
+)
+async def test_commits_of_a_fork_reach_its_namesake_and_the_base_only_by_merging(
+    tmp_path: Path, branch: str, head_ref: str
+) -> None:
+    """The branch may be `${{ github.head_ref }}`: the fork's author chose it, and its commits would come along."""
+    run = await run_of(head_ref=head_ref)
+    repository = replace(run.source.repository, default_branch="stable")
+    run = replace(run, source=replace(run.source, repository=repository))
+    heads = {**HEADS, (HOME, "release"): "1" * 40, (HOME, "stable"): "1" * 40}
+    plan = replace(PLAN, to="branch", branch=branch)
+    with pytest.raises(PushNotAllowed, match="choose another `branch`"):
+        await steps(tmp_path, Answers(heads)).target(run, plan)
+    other = replace(plan, branch="fixes")
+    assert await steps(tmp_path, Answers(heads)).target(run, other) == Target(repository=HOME, branch="fixes", head=None)
+
+
 async def test_without_the_permission_there_is_no_branch_at_all(tmp_path: Path) -> None:
     run = await run_of(head_repository=HOME, head_ref="main")
     found = steps(tmp_path, Answers(HEADS, writes=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -12,6 +13,7 @@ import pytest
 from gibil_bot.commits.writing import from_machine, with_trailers, write
 from gibil_bot.github.api.git_data import noreply_address
 from gibil_bot.ports import GitCommit, GitData, TreeEntry
+from tests.doubles.patience import patient
 from tests.doubles.repositories import git
 
 RUN = ("Gibil-Run", "https://bot.dev/runs/1")
@@ -73,6 +75,15 @@ def test_a_machine_can_not_speak_for_a_person_or_skip_checks(line: str, hidden: 
 )
 def test_words_that_skip_checks_have_no_effect_in_a_machines_message(message: str, shown: str) -> None:
     assert from_machine(message) == shown
+
+
+@pytest.mark.parametrize("part", ["*", "[skip ", "[ ", "a-", "x-by", " "])
+def test_hostile_messages_take_linear_time(part: str) -> None:
+    message = part * (65_536 // len(part))
+    started = time.process_time()
+    from_machine(message)
+    with_trailers(message, [ADA, RUN])
+    assert time.process_time() - started < patient(1)
 
 
 def test_a_message_without_trailers_keeps_its_text() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import MutableMapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from gibil_bot.access_tokens import FILE, AccessTokens
 from gibil_bot.mcp_server.http import TOKEN, Guard, Transport
+from tests.doubles.patience import patient
 
 HOST = "bot.example"
 READ = ("runs:read",)
@@ -77,6 +79,42 @@ async def test_a_revoked_token_is_rejected_from_the_next_request_on(served: Serv
     assert (await served.ask(header))[0] == 200
     served.tokens.revoke(served.tokens.all()[0].id)
     assert (await served.ask(header))[0] == 401
+
+
+async def test_a_revoked_token_ends_a_stream_that_is_open(tmp_path: Path) -> None:
+    ended = asyncio.Event()
+
+    async def stream(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    tokens = AccessTokens(tmp_path)
+    record, token = tokens.create("ada", READ, 3600)
+    guard = Guard(stream, tokens, [HOST], [], frozenset(READ), verify_every_s=0.01)
+    scope = {
+        "type": "http",
+        "path": "/mcp",
+        "headers": [(b"host", HOST.encode()), (b"authorization", f"Bearer {token}".encode())],
+    }
+    started = asyncio.Event()
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        started.set()
+
+    async def receive() -> MutableMapping[str, Any]:
+        raise AssertionError("the body was read")
+
+    asking = asyncio.create_task(guard(scope, receive, send))
+    async with asyncio.timeout(patient(10.0)):
+        await started.wait()
+        await asyncio.sleep(0.05)  # several verifications
+        assert not ended.is_set()
+        tokens.revoke(record.id)
+        await ended.wait()
+        await asking
 
 
 async def test_a_token_with_another_scope_is_not_enough(served: Served) -> None:

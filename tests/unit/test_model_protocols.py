@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import itertools
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -99,6 +101,7 @@ SERVER_TOOLS: dict[str, list[dict[str, Any]]] = {
         {"type": "programmatic_tool_calling"},
         {"type": "tool_search", "execution": "server"},
         {"type": "namespace", "name": "n", "tools": [{"type": "web_search"}]},
+        {"type": "tool_search", "execution": "client", "tools": [{"type": "web_search"}]},
         {"name": "no type"},
     ],
     "chat": [{"type": "web_search"}, {"type": "openrouter:web_search"}, {"function": {"name": "f"}}],
@@ -154,13 +157,21 @@ FETCHED: list[tuple[str, dict[str, Any]]] = [
         "anthropic",
         {"type": "document", "source": {"type": "content", "content": [{"type": "image", "source": {"type": "url"}}]}},
     ),
+    ("anthropic", {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA", "url": URL}}),
+    ("anthropic", {"type": "document", "source": {"type": "text", "data": "text", "file_id": "f"}}),
     ("responses", {"type": "input_image", "image_url": URL}),
+    ("responses", {"type": "input_text", "text": "text", "image_url": URL}),
+    ("responses", {"type": "input_text", "text": "text", "file_data": URL}),
     ("responses", {"type": "input_image", "file_id": "f", "image_url": IMAGE}),
     ("responses", {"type": "input_file", "file_url": URL}),
     ("responses", {"type": "input_file", "file_data": URL}),
     ("chat", {"type": "image_url", "image_url": {"url": URL}}),
     ("chat", {"type": "image_url", "image_url": URL}),
     ("chat", {"type": "file", "file": {"file_id": "f"}}),
+    ("chat", {"type": "file", "file": {"file_id": "f", "file_data": "data:application/pdf;base64,AAAA"}}),
+    ("chat", {"type": "image_url", "image_url": {"url": IMAGE, "file_id": "f"}}),
+    ("chat", {"type": "text", "text": "text", "image_url": {"url": URL}}),
+    ("chat", {"type": "text", "text": "text", "file": {"file_data": URL}}),
     ("gemini", {"fileData": {"fileUri": URL}}),
     ("gemini", {"file_data": {"file_uri": URL}}),
     ("gemini", {"functionResponse": {"name": "f", "response": {}, "parts": [{"file_data": {"fileUri": URL}}]}}),
@@ -202,10 +213,24 @@ def test_content_in_the_request_itself_passes_unchanged(protocol: str, part: dic
         {"type": "additional_tools", "tools": [{"type": "web_search"}]},
         {"type": "additional_tools", "tools": [{"type": "namespace", "tools": [{"type": "mcp"}]}]},
         {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_image", "image_url": URL}]},
+        {"type": "shell_call_output", "call_id": "c", "output": [{"type": "input_image", "image_url": URL}]},
+        {"type": "shell_call_output", "call_id": "c", "output": [{"stdout": "", "image_url": URL}]},
     ],
 )
 def test_items_of_responses_that_refer_to_the_vendors_store_or_tools_are_rejected(item: dict[str, Any]) -> None:
     assert "allowed" in rejection("responses", input=[item])
+
+
+@pytest.mark.parametrize("field", ["content", "output", "summary"])
+def test_one_object_in_place_of_a_list_is_not_passed_on_unchecked(field: str) -> None:
+    item = {"type": "message", "role": "user", field: {"type": "input_image", "image_url": URL}}
+    assert "must be a list" in rejection("responses", input=[item])
+
+
+def test_what_commands_printed_passes_unchanged() -> None:
+    printed = {"stdout": f"see {URL}", "stderr": "", "outcome": {"type": "exit", "exit_code": 0}}
+    item = {"type": "shell_call_output", "call_id": "c", "output": [printed]}
+    assert sent("responses", input=[item])["input"] == [item]
 
 
 @pytest.mark.parametrize(
@@ -245,6 +270,7 @@ def test_fields_that_reach_beyond_the_call_are_rejected(protocol: str, field: st
         ("chat", "modalities", ["audio"]),
         ("chat", "store", True),
         ("chat", "models", ["gpt-9"]),
+        ("chat", "prediction", {"type": "content", "content": "billed as output"}),
         ("gemini", "serviceTier", "priority"),
         ("gemini", "service_tier", "priority"),
         ("gemini", "labels", {"a": "b"}),
@@ -349,6 +375,19 @@ def test_images_are_estimated_by_their_number_not_by_their_bytes() -> None:
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "A" * 3_000_000}}
     assert 4_000 < prepare("anthropic", **_message("anthropic", image)).input_tokens < 5_000
     assert 33_000 < prepare("anthropic", **_message("anthropic", {"type": "text", "text": "x" * 100_000})).input_tokens < 34_000
+
+
+@pytest.mark.parametrize(
+    ("protocol", "part"),
+    [
+        ("responses", lambda data: {"type": "input_file", "file_data": f"data:text/plain;base64,{data}"}),
+        ("chat", lambda data: {"type": "file", "file": {"file_data": f"data:text/csv;base64,{data}"}}),
+        ("gemini", lambda data: {"inlineData": {"mimeType": "text/plain", "data": data}}),
+    ],
+)
+def test_a_text_in_base64_is_estimated_like_a_text(protocol: str, part: Callable[[str], dict[str, Any]]) -> None:
+    data = base64.b64encode(b"word " * 60_000).decode()
+    assert prepare(protocol, **_message(protocol, part(data))).input_tokens >= 100_000
 
 
 # --- counts

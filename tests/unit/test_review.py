@@ -317,3 +317,11 @@ def test_hostile_text_is_neutralized_quickly(unit: str) -> None:
     begin = time.process_time()
     comment(unit * (60_000 // len(unit)), 4000, suggestions=True)
     assert time.process_time() - begin < patient(0.5)
+
+
+@pytest.mark.parametrize("part", [b" ", b"\n", b"```\n", b"a"])
+def test_a_hostile_file_of_findings_takes_linear_time(part: bytes) -> None:
+    data = b"```json\n" + part * (FINDINGS_BYTES // len(part) - 10) + b"-"
+    started = time.process_time()
+    assert read_findings(data).problem
+    assert time.process_time() - started < patient(1)

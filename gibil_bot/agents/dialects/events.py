@@ -31,10 +31,8 @@ _ID_LIMIT = 200
 _UNREADABLE_LIMIT = 500
 
 # JavaScript cuts strings between the halves of a surrogate pair, and JSON then has one half.
-_LONE_SURROGATE = re.compile(
-    rb"(?<!\\)((?:\\\\)*)\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
-    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})(?<!\\)((?:\\\\)*)\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-)
+_HALF = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_SECOND_HALF = re.compile(rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}")
 _STATUS = re.compile(r"\bstatus(?: code)?:? (\d{3})\b|\bAPI Error: (\d{3})\b|\"(?:code|status)\": ?(\d{3})\b")
 
 
@@ -60,7 +58,33 @@ def _valid(line: bytes) -> bytes:
     except UnicodeDecodeError:
         line = line.decode("utf-8", "replace").encode()
     halves = line.count(rb"\ud") + line.count(rb"\uD")
-    return _LONE_SURROGATE.sub(rb"\1\2\\ufffd", line) if 0 < halves <= _HALVES_LIMIT else line
+    return _with_whole_pairs(line) if 0 < halves <= _HALVES_LIMIT else line
+
+
+def _with_whole_pairs(line: bytes) -> bytes:
+    """Return the line with U+FFFD in place of each half of a surrogate pair without the other half. Takes linear time."""
+    parts: list[bytes] = []
+    copied = paired = 0
+    for match in _HALF.finditer(line):
+        start, end = match.span()
+        if start < paired or _backslashes_before(line, start) % 2:  # the second half of a pair, or an escaped backslash
+            continue
+        if line[start + 3] in b"89abAB" and _SECOND_HALF.match(line, end):
+            paired = end + 6
+            continue
+        parts += [line[copied:start], b"\\ufffd"]
+        copied = end
+    return b"".join([*parts, line[copied:]])
+
+
+def _backslashes_before(line: bytes, end: int) -> int:
+    size = 16
+    while True:
+        part = line[max(0, end - size) : end]
+        found = len(part) - len(part.rstrip(b"\\"))
+        if found < size:
+            return found
+        size *= 4
 
 
 def unreadable(line: bytes) -> Printed:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +23,18 @@ from starlette.types import Receive, Scope, Send
 from gibil_bot.agent_task import ModelCall, Usage
 from gibil_bot.agents.budget import Reservation
 from gibil_bot.agents.proxy.protocols import PROTOCOLS
-from gibil_bot.agents.proxy.protocols.base import Bounds, Endpoint, Json, ModelProtocol, Prepared, Rejected, Tap, names, shown
+from gibil_bot.agents.proxy.protocols.base import (
+    Bounds,
+    Counts,
+    Endpoint,
+    Json,
+    ModelProtocol,
+    Prepared,
+    Rejected,
+    Tap,
+    names,
+    shown,
+)
 from gibil_bot.agents.proxy.tokens import Connection, OpenAccess, Tokens
 from gibil_bot.agents.proxy.upstream import Answer, Cut, Progress, Unanswered, Vendors, error_message, is_out_of_money
 from gibil_bot.cancellation import uncancelled
@@ -41,6 +53,8 @@ _MOST_WAITING = 16
 _WAIT_S = 60.0
 _CALL_S = 1800.0
 """The longest call."""
+_FASTEST_PER_S = 200
+"""How many tokens a model writes in a second. Cheaper models than those that cost a budget are faster."""
 _STRUCTURE = 500_000
 """The most objects, lists and members of a body, weighted: each takes up to a hundred times its size in memory, and a
 microsecond of the event loop. A million tokens of code have half as many of these characters.
@@ -49,6 +63,8 @@ _NOTICED_S, _REST = 0.005, 4.0
 """After the bodies of a task blocked the event loop for longer than this, others have it for that multiple of the time."""
 _MOST_SILENCES = 2
 """Streams in a row that ended because the vendor was silent. Programs would try again for an hour."""
+_MOST_COUNTED = 2000
+"""Calls of one task that count tokens. They are free, so no budget limits them, but they use up the key's limit per minute."""
 _MOST_REFUSALS_STORED = 50
 """Of one task. An agent that continues after a rejection isn't worth a growing database."""
 _PASSED_HEADERS = frozenset(
@@ -214,6 +230,12 @@ class ProxyApp:
                     except BaseException:
                         await uncancelled(call.release())
                         raise
+            else:
+                access.counted += 1
+                if access.counted > _MOST_COUNTED:
+                    raise Rejected(
+                        f"this task has counted tokens {_MOST_COUNTED:,} times", status=access.protocol.refused_status
+                    )
             await self._run(call, gone)
         except Rejected as rejected:
             raise await self._rejected(access, prepared.model, rejected) from None
@@ -448,11 +470,8 @@ class _Call:
         access, costs = self._access, self._progress.may_cost
         if self.reservation is None:
             return
-        if self._tap is None:
-            usage = Usage(input=self._estimated_input(), is_estimated=True) if costs else Usage()
-        else:
-            usage = self._tap.counts.usage(input_tokens=self._estimated_input())
-            access.answered += self._is_complete or self._tap.counts.is_final
+        usage = self._usage(duration_s) if costs else Usage()
+        access.answered += self._is_complete or (self._tap is not None and self._tap.counts.is_final)
         record = ModelCall(
             run_id=access.run_id,
             task=access.task,
@@ -476,8 +495,17 @@ class _Call:
         except GibilError as error:
             log.error("run %s: a call can't be recorded: %s", access.run_id, error.message)
 
-    def _estimated_input(self) -> int:
-        return self.prepared.input_tokens * 3 // 4  # the estimate before the call is one of the most
+    def _usage(self, duration_s: float) -> Usage:
+        """Return what the call used. Without the vendor's last counts, an answer that wasn't read to its end counts as what it
+        may have become: a client that leaves early would otherwise use a model for nothing.
+        """
+        prepared = self.prepared
+        counts = self._tap.counts if self._tap is not None else Counts()
+        if self._is_complete:
+            return counts.usage(input_tokens=prepared.input_tokens * 3 // 4)  # the estimate before a call is one of the most
+        # Thoughts aren't sent, or only their summary. A vendor ends a stream with its connection, and completes other answers.
+        unseen = math.ceil(duration_s * _FASTEST_PER_S) if prepared.streams else prepared.max_output_tokens
+        return counts.usage(input_tokens=prepared.input_tokens, least_output_tokens=min(unseen, prepared.max_output_tokens))
 
 
 # --- requests

@@ -87,6 +87,8 @@ class OpenAccess:
     silences: int = 0
     """Streams in a row that ended because the vendor was silent."""
     answered: int = 0
+    counted: int = 0
+    """Calls that count tokens."""
     refused: int = 0
     failed: int = 0
     limit: str = ""

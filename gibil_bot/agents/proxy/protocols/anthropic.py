@@ -191,11 +191,15 @@ def _check_blocks(content: object, where: str, seen: Size) -> None:
         if found in ("image", "document"):
             if not isinstance(source, dict) or (form := kind(source, where)) not in _SOURCES:
                 raise Rejected(f"the source of an {found} in '{where}' isn't allowed: the vendor would fetch it")
-            if form == "content":
-                _check_blocks(source.get("content"), where, seen)
-            elif form == "base64":
+            if any(source.get(name) is not None for name in ("url", "file_id")):
+                raise Rejected(f"the source of an {found} in '{where}' isn't allowed: the vendor would fetch it")
+            _check_blocks(source.get("content"), where, seen)
+            if form == "base64":
                 length = len(source["data"]) if isinstance(source.get("data"), str) else 0
-                (seen.image if found == "image" else seen.document)(length)
+                if found == "image":
+                    seen.image(length)
+                else:
+                    seen.document(length, is_pdf=source.get("media_type") == "application/pdf")
         elif source is not None and not isinstance(source, str):  # the label of a search result
             raise Rejected(f"a source in '{where}' isn't allowed")
         if found in ("tool_result", "search_result", "compaction"):

@@ -22,6 +22,8 @@ _IMAGE_TOKENS = 4000
 """Of one image, at most: https://platform.claude.com/docs/en/build-with-claude/vision counts pixels / 750."""
 _DOCUMENT_BYTES_PER_TOKEN = 15
 """Of a PDF in base64: vendors count the text and an image of each page."""
+_TEXT_BYTES_PER_TOKEN = 4
+"""Of a text in base64, which has a third more bytes than the text."""
 _MOST_LINE_BYTES = 8 * 1024 * 1024
 _MOST_ANSWER_BYTES = 32 * 1024 * 1024
 
@@ -87,8 +89,11 @@ class Counts:
         self.is_final = False
         """Whether the vendor's last counts were seen."""
 
-    def usage(self, *, input_tokens: int) -> Usage:
-        """Return the counts; those which the vendor didn't send are estimated. `input_tokens`: the estimate for the request."""
+    def usage(self, *, input_tokens: int, least_output_tokens: int = 0) -> Usage:
+        """Return the counts; those which the vendor didn't send are estimated.
+
+        `input_tokens`: the estimate for the request. `least_output_tokens`: of an answer without its last counts.
+        """
         estimated_output = -(-self.text_bytes // BYTES_PER_TOKEN)
         output = self.output or 0
         return Usage(
@@ -96,7 +101,7 @@ class Counts:
             cache_read=max(0, self.cache_read),
             cache_write_5m=max(0, self.cache_write_5m),
             cache_write_1h=max(0, self.cache_write_1h),
-            output=max(0, output if self.is_final else max(output, estimated_output)),
+            output=max(0, output if self.is_final else max(output, estimated_output, least_output_tokens)),
             is_estimated=not self.is_final,
         )
 
@@ -264,6 +269,10 @@ def data_url_bytes(url: object, where: str) -> int:
     return len(url)
 
 
+def is_pdf_url(url: str) -> bool:
+    return url[:30].lower().startswith("data:application/pdf")
+
+
 class Size:
     """Estimates the input of a request: media count far less than the bytes of their base64."""
 
@@ -275,9 +284,10 @@ class Size:
         self._media_bytes += size
         self._media_tokens += _IMAGE_TOKENS
 
-    def document(self, size: int) -> None:
+    def document(self, size: int, *, is_pdf: bool) -> None:
+        """`is_pdf`: it isn't text; sounds and videos count like a PDF."""
         self._media_bytes += size
-        self._media_tokens += _IMAGE_TOKENS + size // _DOCUMENT_BYTES_PER_TOKEN
+        self._media_tokens += _IMAGE_TOKENS + size // (_DOCUMENT_BYTES_PER_TOKEN if is_pdf else _TEXT_BYTES_PER_TOKEN)
 
     def tokens(self, body: bytes) -> int:
         return max(1, (len(body) - self._media_bytes) // _WORST_BYTES_PER_TOKEN) + self._media_tokens

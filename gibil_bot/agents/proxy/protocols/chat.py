@@ -22,6 +22,7 @@ from gibil_bot.agents.proxy.protocols.base import (
     count,
     data_url_bytes,
     flag,
+    is_pdf_url,
     kind,
     known_fields,
     names,
@@ -34,11 +35,13 @@ from gibil_bot.agents.proxy.protocols.base import (
 
 _FIELDS = names(
     "frequency_penalty function_call functions logit_bias logprobs max_completion_tokens max_tokens messages min_p model "
-    "parallel_tool_calls prediction presence_penalty prompt_cache_key reasoning reasoning_effort repetition_penalty "
+    "parallel_tool_calls presence_penalty prompt_cache_key reasoning reasoning_effort repetition_penalty "
     "response_format safety_identifier seed stop stream temperature thinking tool_choice tools top_k top_logprobs top_p "
     "user verbosity"
 )
-"""Without `n`, `service_tier`, `audio` and `modalities`, which change the price, and `store`."""
+"""Without `n`, `service_tier`, `audio`, `modalities` and `prediction` (whose text is billed as output), which change the
+price, and `store`.
+"""
 _REJECTED = {"web_search_options": "the vendor would search the web", "plugins": "the vendor would run them"}
 _TOOLS = frozenset({"function", "custom"})
 _PARTS = frozenset({"text", "refusal", "image_url", "input_audio", "file"})
@@ -115,13 +118,24 @@ def _check_message(message: Json, seen: Size) -> None:
         found = kind(part, "messages")
         if found not in _PARTS:
             raise reject_kind(found, "messages")
-        value = part.get(found)
-        if found == "image_url":
+        # Whatever the type is: servers that speak this protocol may look for the field.
+        if found == "image_url" or part.get("image_url") is not None:
+            value = part.get("image_url")
             seen.image(data_url_bytes(value.get("url") if isinstance(value, dict) else value, "messages"))
-        elif found in ("file", "input_audio"):
-            data = value.get("file_data" if found == "file" else "data") if isinstance(value, dict) else None
-            if not isinstance(data, str) or "://" in data[:16]:
-                raise Rejected(
-                    "a file in 'messages' must contain its data: the vendor would fetch it from outside of the machine"
-                )
-            seen.document(len(data))
+            _check_embedded(value)
+        for name, field in (("file", "file_data"), ("input_audio", "data")):
+            if found == name or part.get(name) is not None:
+                value = part.get(name)
+                data = value.get(field) if isinstance(value, dict) else None
+                if not isinstance(data, str) or "://" in data[:16]:
+                    raise Rejected(
+                        "a file in 'messages' must contain its data: the vendor would fetch it from outside of the machine"
+                    )
+                seen.document(len(data), is_pdf=name != "file" or is_pdf_url(data))
+                _check_embedded(value)
+
+
+def _check_embedded(value: object) -> None:
+    """Reject a file that has its data and also an id or an address, either of which the vendor could prefer."""
+    if isinstance(value, dict) and any(value.get(name) is not None for name in ("file_id", "file_url")):
+        raise Rejected("files and URLs aren't allowed in 'messages': the vendor would fetch them from outside of the machine")

@@ -191,8 +191,11 @@ def _response_part(value: Json, seen: Size) -> Json:
 def _blob(value: object, seen: Size) -> Json:
     blob = _one_form(value, "inlineData")
     length = len(blob["data"]) if isinstance(blob.get("data"), str) else 0
-    is_image = isinstance(blob.get("mimeType"), str) and blob["mimeType"].startswith("image/")
-    (seen.image if is_image else seen.document)(length)
+    form = blob["mimeType"] if isinstance(blob.get("mimeType"), str) else ""
+    if form.startswith("image/"):
+        seen.image(length)
+    else:
+        seen.document(length, is_pdf=form == "application/pdf" or form.startswith(("audio/", "video/")))
     return blob
 
 

@@ -22,6 +22,7 @@ from gibil_bot.agents.proxy.protocols.base import (
     count,
     data_url_bytes,
     flag,
+    is_pdf_url,
     kind,
     known_fields,
     names,
@@ -135,9 +136,10 @@ class Responses(OpenAIProtocol):
 def _check_tools(tools: object, where: str) -> None:
     for tool in objects(tools, where):
         found = kind(tool, where)
+        _check_tools(tool.get("tools"), where)
         if found == "namespace":
-            _check_tools(tool.get("tools"), where)
-        elif found == "tool_search":
+            continue
+        if found == "tool_search":
             if tool.get("execution") != "client":
                 raise reject_kind(found, where)
         elif found == "shell":
@@ -155,23 +157,25 @@ def _check_item(item: Json, seen: Size) -> None:
     _check_tools(item.get("tools"), "input")
     for name in ("content", "output", "summary"):
         value = item.get(name)
-        if isinstance(value, list) and found not in ("shell_call_output", "local_shell_call_output"):
+        if not isinstance(value, str):
             for part in objects(value, f"input.{name}"):
-                _check_part(part, seen)
+                # What a command printed has no type.
+                _check_part(part, seen, "text" if found == "shell_call_output" and name == "output" else "")
 
 
-def _check_part(part: Json, seen: Size) -> None:
-    found = kind(part, "input")
+def _check_part(part: Json, seen: Size, default: str) -> None:
+    found = kind(part, "input", default)
     if found not in _PARTS:
         raise reject_kind(found, "input")
     if part.get("file_id") is not None or part.get("file_url") is not None:
         raise Rejected("files and URLs aren't allowed in 'input': the vendor would fetch them from outside of the machine")
-    if found == "input_image":
+    # Whatever the type is: servers that speak this protocol may look for the field.
+    if found == "input_image" or part.get("image_url") is not None:
         seen.image(data_url_bytes(part.get("image_url"), "input"))
-    elif found == "input_file":
+    if found == "input_file" or part.get("file_data") is not None:
         data = part.get("file_data")
         if not isinstance(data, str):
             raise Rejected("an input_file needs 'file_data'")
         if "://" in data[:16]:
             raise Rejected("only data: URLs are allowed in 'file_data'")
-        seen.document(len(data))
+        seen.document(len(data), is_pdf=is_pdf_url(data))
