@@ -423,6 +423,8 @@ def test_tests_of_a_project_in_another_language_are_the_last_resort() -> None:
         ("{env:RUNNER:pytest} -q", "pytest -q"),
         ("pytest {tty:--color=yes} -k 'a b'", "pytest -k 'a b'"),
         ("pytest []", 'pytest "$@"'),
+        ("{posargs:pytest -vv}", 'pytest -vv "$@"'),
+        ("{posargs:bash}", None),
         ("python -bb -m package.test {posargs:}", 'python -bb -m package.test "$@"'),
         ("python -m build", None),
         ("pytest; rm -rf {homedir}", None),
