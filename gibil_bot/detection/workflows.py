@@ -31,7 +31,7 @@ _RUNNERS = "|".join(
         r"vitest|jest|mocha|ava|bun test|deno test",
         rf"{_SCRIPT_RUNNERS}( t|( [\w:-]*)?test[\w:-]*)",
         r"go test|gotestsum|cargo (test|nextest)|ctest|meson test|zig build test|swift test|dotnet test|prove|bats",
-        r"hatch test|rspec|(bundle exec )?rake( test| spec)?|phpunit|composer (run |run-script )?test|mix test",
+        r"hatch test|rspec|(bundle exec |\S*/)?rake( (test|spec)[\w:]*|(?=\s*($|[;&|])))|phpunit|composer (run |run-script )?test|mix test",
         r"mvn \S.*|\S*mvnw \S.*|\S*gradlew? \S.*|lein test|sbt test",
         r"make [\w./ -]*(test|check)[\w-]*|(just|task|hatch run|pdm run|invoke|inv|mage) [\w:-]*test[\w:-]*",
         r"\S*scripts?/[\w-]*test[\w.-]*|\./[\w/-]*test[\w.-]*",
