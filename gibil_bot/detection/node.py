@@ -90,6 +90,8 @@ _RUNS_SEVERAL = re.compile(r"\b(npm-run-all2?|run-s|run-p)\b")
 _CALLS_BY_PATTERN = re.compile(r"/\^([\w:-]+)\.\*\$?/|(?<![\w./])([\w-]+:)\*")
 """`pnpm run "/^test:.*/"`, `run-s test:*`, `concurrently "npm:test:*"`"""
 _CALLS = re.compile(r"\b(?:npm|pnpm|yarn|bun)(?: run| run-script)? (\w[\w:.-]*)(?= |$)")
+_AUDITS = re.compile(r"\b(npm(@\S+)?|pnpm|yarn|aud) (npm )?audit\b|\baud\b")
+"""What asks the registry for known vulnerabilities, which says nothing about a change."""
 _TEST_NAME = re.compile(r"tests?[:-](?!browser|e2e)[\w:-]+")
 _RUNNERS = (
     ("vitest", "npx vitest run"), ("jest", "npx jest"), ("ava", "npx ava"), ("mocha", "npx mocha"), ("tap", "npx tap"),
@@ -531,17 +533,21 @@ def _by_script(project: Project, scripts: dict[str, str], name: str, manager: Ma
 
 
 def _ci_script(project: Project, scripts: dict[str, str], test: str) -> tuple[str, Evidence] | None:
-    """Return the test script that the CI runs if it never runs `test`, which then does more than the CI can."""
+    """Return the test script that the CI runs if it never runs `test`, which then does more than the CI can.
+
+    A script that `test` calls counts only if `test` also audits the dependencies.
+    """
     if test != "test":
         return None
     parts = _called_by(scripts, test)
+    audits = bool(_AUDITS.search(scripts.get("posttest", "")))
     chosen: tuple[str, Evidence] | None = None
     for command in ci_hints.commands(project):
         called = _CALL.match(command.run)
         if called is None or command.folder:
             continue
         name = called[1]
-        if name in ("test", "t", "tst") or name in parts:
+        if name in ("test", "t", "tst") or (name in parts and not audits):
             return None
         if chosen is None and name in scripts and _TEST_NAME.fullmatch(name) and "test" not in _called_by(scripts, name):
             chosen = name, command.evidence()
