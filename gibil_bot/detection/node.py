@@ -517,6 +517,8 @@ def _by_script(project: Project, scripts: dict[str, str], name: str, manager: Ma
     if tested := _ci_script(project, scripts, name):
         name, evidence = tested
         return [Candidate(run=manager.script(name, arguments=True), evidence=evidence, needs=manager.needs, rank=30)]
+    if name == "test" and manager.name == "npm" and (plain := _without_hooks(project)):
+        return [Candidate(run='npm test --ignore-scripts -- "$@"', evidence=plain, needs=manager.needs, rank=30)]
     evidence = _script_evidence(project, scripts, name)
     whole = Candidate(run=manager.script(name, arguments=True), evidence=evidence, needs=manager.needs, rank=30)
     parts = _parts(scripts, name)
@@ -530,6 +532,12 @@ def _by_script(project: Project, scripts: dict[str, str], name: str, manager: Ma
         replace(whole, check=_HAS_BROWSER),
         Candidate(run=" && ".join(commands), evidence=without, needs=manager.needs, rank=31),
     ]
+
+
+def _without_hooks(project: Project) -> Evidence | None:
+    """Return the CI's command if it always tests without `pretest` and `posttest`, which lint there, for example."""
+    runs = [each for each in ci_hints.commands(project) if re.match(r"npm (run )?(test|t|tst)(?=\s|$)", each.run)]
+    return runs[0].evidence() if runs and all("--ignore-scripts" in each.run.split() for each in runs) else None
 
 
 def _ci_script(project: Project, scripts: dict[str, str], test: str) -> tuple[str, Evidence] | None:

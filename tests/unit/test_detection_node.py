@@ -509,6 +509,12 @@ def test_an_audit_of_dependencies_isnt_a_test(after: str, command: str) -> None:
     assert found.tests[0].shown == command
 
 
+def test_hooks_that_the_ci_leaves_out_dont_run() -> None:
+    files: dict[str, File] = {"package.json": {"scripts": {"test": "tap", "posttest": "npm run lint", "lint": "eslint ."}}}
+    assert facts({**files, CI: workflow("npm test --ignore-scripts")}).tests[0].shown == "npm test --ignore-scripts"
+    assert facts({**files, CI: workflow("npm test --ignore-scripts", "npm test")}).tests[0].shown == "npm test"
+
+
 def test_a_manager_that_only_benchmarks_call_isnt_installed() -> None:
     scripts = {"test": "vitest run", "bench:bun": "bun run bench.ts"}
     assert [each.name for each in facts({"package.json": {"scripts": scripts}}).runtimes] == ["node"]
