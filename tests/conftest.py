@@ -32,8 +32,8 @@ for number, handler in (
         signal.signal(number, handler)
 
 # The examples of a property are the same in each run: a new one is found by who searches for it (`pytest
-# --hypothesis-profile search`), not by an unrelated change. No deadline: a busy computer isn't a fault. No example database: the
-# checkout may be read-only for this user, and several workers share it.
+# --hypothesis-profile search`), not by an unrelated change. No deadline: a busy computer isn't a fault. No example database:
+# the checkout may be read-only for this user, and several workers share it.
 settings.register_profile("gibil", database=None, deadline=None, derandomize=True)
 settings.register_profile("search", database=None, deadline=None, max_examples=5000)
 settings.load_profile("gibil")
