@@ -25,6 +25,8 @@ _FILE_BYTES = 128 * 1024
 _ALL_BYTES = 256 * 1024
 """How much YAML is parsed, which takes about a second per 256 KiB."""
 _MOST_VALUES = 2000
+_NAMES_COMMAND = re.compile(r"(^|[_-])(command|run|script)s?$")
+"""Inputs of a shared workflow whose values are commands."""
 _ENTERS = re.compile(r"cd ([A-Za-z0-9_.][\w./-]{0,200})")
 
 
@@ -77,6 +79,10 @@ class Job:
 
     def commands(self) -> Iterator[Command]:
         names = f"{self.name} {value(get(self.node, 'name'))}"
+        if value(get(self.node, "uses")):  # a workflow that several repositories share
+            for key, content in items(get(self.node, "with")):
+                if _NAMES_COMMAND.search(key):
+                    yield from _scripts(content, self.path, self.name, names, self.folder)
         for step in self.steps():
             folder = _path(value(get(step, "working-directory")) or self.folder)
             step_names = f"{names} {value(get(step, 'name'))}"

@@ -116,7 +116,7 @@ def candidate(project: Project, environment: Environment, evidence: Evidence) ->
     for line in environment.commands:
         if line.startswith("-"):
             continue
-        text = " ".join(substituted(line, here).split())
+        text = _arguments_last(" ".join(substituted(line, here).split()))
         plain = re.sub(rf"{POSARGS}[^{POSARGS}]*{POSARGS}", "", text)
         if found is None and BAD not in plain and _is_test(plain):
             found = text, line
@@ -158,6 +158,12 @@ def _folder(project: Project, text: str) -> str:
     """Return the folder of the checkout where the commands run; empty for its top, and for folders outside."""
     path = substituted(text, _HERE).replace(f"{_HERE}/", "").strip("/ ").removeprefix("./")
     return path if path.isprintable() and any(each.startswith(f"{path}/") for each in project.paths) else ""
+
+
+def _arguments_last(text: str) -> str:
+    """Return `{posargs:pytest -v}` as `pytest -v {posargs}`: the requester's arguments are those of the tests."""
+    whole = re.fullmatch(rf"{POSARGS}([^{POSARGS}]*){POSARGS}", text)
+    return f"{whole[1].strip()} {POSARGS}{POSARGS}" if whole and _is_test(whole[1].strip()) else text
 
 
 def _is_test(plain: str) -> bool:

@@ -161,6 +161,9 @@ def _candidate(project: Project, program: str, file: _File, target: str) -> Cand
             return rejected(f"it calls {words[0]} instead of the project's environment")
         if "setup.py" in words[:2] and "test" in words:
             return rejected("setuptools no longer has `setup.py test`")
+    versions = {version for words in commands for version in _python_versions(words)}
+    if len(versions) > 1:
+        return rejected(f"it tests with {len(versions)} versions of Python")
     activated = any(_ENVIRONMENT.search(word) for words in commands for word in words[:2])
     if activated and not any(_CREATES_ENVIRONMENT.search(line) for line in recipe):
         return rejected("it uses a virtual environment that no recipe creates")
@@ -194,6 +197,17 @@ def _matrix(words: list[str]) -> str | None:
     if words[:1] == ["nox"] and not any(word.startswith(("-s", "--session", "-e", "-k", "-t")) for word in words[1:]):
         return "it runs all sessions of nox"
     return None
+
+
+def _python_versions(words: list[str]) -> Iterator[str]:
+    """Yield the versions of Python that a command names: `python3.12`, `uv run --python 3.12`."""
+    if found := re.fullmatch(r"(?:.*/)?(?:python|pypy)(\d\.\d+)t?", words[0]):
+        yield found[1]
+    if words[0] in ("uv", "uvx", "nox", "hatch", "pdm"):
+        for option, value in zip(words[1:], [*words[2:], ""], strict=True):
+            name, _, own = option.partition("=")
+            if name in ("--python", "-p") and (found := re.fullmatch(r"(?:python|cpython|pypy)?@?(\d\.\d+)\S*", own or value)):
+                yield found[1]
 
 
 def _checks_style(words: list[str]) -> bool:

@@ -90,6 +90,8 @@ _RUNS_SEVERAL = re.compile(r"\b(npm-run-all2?|run-s|run-p)\b")
 _CALLS_BY_PATTERN = re.compile(r"/\^([\w:-]+)\.\*\$?/|(?<![\w./])([\w-]+:)\*")
 """`pnpm run "/^test:.*/"`, `run-s test:*`, `concurrently "npm:test:*"`"""
 _CALLS = re.compile(r"\b(?:npm|pnpm|yarn|bun)(?: run| run-script)? (\w[\w:.-]*)(?= |$)")
+_AUDITS = re.compile(r"\b(npm(@\S+)?|pnpm|yarn|aud) (npm )?audit\b|\baud\b")
+"""What asks the registry for known vulnerabilities, which says nothing about a change."""
 _TEST_NAME = re.compile(r"tests?[:-](?!browser|e2e)[\w:-]+")
 _RUNNERS = (
     ("vitest", "npx vitest run"), ("jest", "npx jest"), ("ava", "npx ava"), ("mocha", "npx mocha"), ("tap", "npx tap"),
@@ -515,6 +517,8 @@ def _by_script(project: Project, scripts: dict[str, str], name: str, manager: Ma
     if tested := _ci_script(project, scripts, name):
         name, evidence = tested
         return [Candidate(run=manager.script(name, arguments=True), evidence=evidence, needs=manager.needs, rank=30)]
+    if name == "test" and manager.name == "npm" and (plain := _without_hooks(project)):
+        return [Candidate(run='npm test --ignore-scripts -- "$@"', evidence=plain, needs=manager.needs, rank=30)]
     evidence = _script_evidence(project, scripts, name)
     whole = Candidate(run=manager.script(name, arguments=True), evidence=evidence, needs=manager.needs, rank=30)
     parts = _parts(scripts, name)
@@ -530,18 +534,28 @@ def _by_script(project: Project, scripts: dict[str, str], name: str, manager: Ma
     ]
 
 
+def _without_hooks(project: Project) -> Evidence | None:
+    """Return the CI's command if it always tests without `pretest` and `posttest`, which lint there, for example."""
+    runs = [each for each in ci_hints.commands(project) if re.match(r"npm (run )?(test|t|tst)(?=\s|$)", each.run)]
+    return runs[0].evidence() if runs and all("--ignore-scripts" in each.run.split() for each in runs) else None
+
+
 def _ci_script(project: Project, scripts: dict[str, str], test: str) -> tuple[str, Evidence] | None:
-    """Return the test script that the CI runs if it never runs `test`, which then does more than the CI can."""
+    """Return the test script that the CI runs if it never runs `test`, which then does more than the CI can.
+
+    A script that `test` calls counts only if `test` also audits the dependencies.
+    """
     if test != "test":
         return None
     parts = _called_by(scripts, test)
+    audits = bool(_AUDITS.search(scripts.get("posttest", "")))
     chosen: tuple[str, Evidence] | None = None
     for command in ci_hints.commands(project):
         called = _CALL.match(command.run)
         if called is None or command.folder:
             continue
         name = called[1]
-        if name in ("test", "t", "tst") or name in parts:
+        if name in ("test", "t", "tst") or (name in parts and not audits):
             return None
         if chosen is None and name in scripts and _TEST_NAME.fullmatch(name) and "test" not in _called_by(scripts, name):
             chosen = name, command.evidence()

@@ -87,6 +87,7 @@ pip install uv
 """
 """What a `.gibil.yml` needs before `uv sync`."""
 _EXTRAS_REQUIRE = re.compile(r"\bextras_require\s*=\s*\{[^{}]*\}")
+_SOURCE = re.compile(r"""["']([A-Za-z0-9_./-]{1,150}\.(?:c|cc|cpp|cxx))["']""")
 _EXTENSION = re.compile(r"\bext_modules\b|\bExtension\(|\bcythonize\(|\bcffi_modules\b")
 
 
@@ -107,6 +108,7 @@ def facts(project: Project) -> Facts | None:
     environments = [found for read in readers if (found := read(project)) is not None]
     tests = list(_tests(project, environments, pytest, sources))
     manager, steps, env = _install(project, environments, pytest, lead)
+    steps = [*_generated_sources(project), *steps]
     first = steps[0].evidence if steps else lead
     runtimes = [
         _version(project, lead),
@@ -227,6 +229,38 @@ def _install(
     if not parts:
         return "", [], {}
     return "", [_resolution_step(parts, pytest)], {}
+
+
+def _generated_sources(project: Project) -> Iterator[Step]:
+    """Yield the step that translates Cython to the C that setup.py compiles, if the repository doesn't have the latter."""
+    setup = project.text("setup.py") or ""
+    missing = [
+        (path, module)
+        for path in dict.fromkeys(_SOURCE.findall(setup))
+        if path not in project.paths and (module := f"{path.rpartition('.')[0]}.pyx") in project.paths
+    ][:_MOST_PACKAGES]
+    if not missing or "cythonize" in setup:
+        return
+    wanted = next((each for each in _cython_requirements(project)), "cython")
+    commands = [["cython", *(["--cplus"] if not path.endswith(".c") else []), module] for path, module in missing]
+    run = "\n".join((f"pip_install {shlex.quote(wanted)}", *(shlex.join(command) for command in commands)))
+    shown = " && ".join(shlex.join(command) for command in commands)
+    yield Step(
+        run=f"{text('detect_pip')}{run}\n",
+        shown=shown,
+        short=f"pip install {shlex.quote(wanted)}\n{shown}",
+        evidence=project.evidence("setup.py", missing[0][0], f"{missing[0][0]} isn't in the repository"),
+        inputs=("setup.py", *(module for _, module in missing)),
+    )
+
+
+def _cython_requirements(project: Project) -> Iterator[str]:
+    """Yield the requirements of Cython, the most exact first."""
+    lines = [line for path in project.present(python_requirements.REQUIREMENTS) for _, line in project.lines(path)]
+    all_groups = python_requirements.groups(project)
+    lines += [each for name in all_groups for each in python_requirements.group_requirements(all_groups, name)]
+    found = [each for each in requirements(lines) if re.match(r"cython\b(?!-)", each, re.IGNORECASE)]
+    yield from sorted(found, key=lambda each: "==" not in each)
 
 
 def _uv_step(project: Project, environments: Sequence[EnvironmentFacts], pytest: Evidence | None, parts: list[Part]) -> Step:

@@ -137,6 +137,20 @@ PROJECTS = {
             "ctest --test-dir build-tests --output-on-failure --no-tests=error",
         ),
     ),
+    "CMake with an option that leaves the tests out": Case(
+        cmake.facts,
+        {
+            "CMakeLists.txt": (
+                "option(JANSSON_WITHOUT_TESTS \"Don't build tests ('make test' to execute tests)\" OFF)\n\n"
+                "if (NOT JANSSON_WITHOUT_TESTS)\n   ENABLE_TESTING()\nendif ()\n"
+            ),
+        },
+        install="cmake -S . -B build",
+        tests=(
+            'cmake -S . -B build && cmake --build build -j"$(nproc)" && '
+            "ctest --test-dir build --output-on-failure --no-tests=error",
+        ),
+    ),
     "Autotools without a generated configure": Case(
         cmake.facts,
         {"configure.ac": "AC_INIT([jq])\n"},

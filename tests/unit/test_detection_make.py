@@ -51,6 +51,8 @@ def test_a_target_needs_the_programs_of_its_recipe_and_of_what_it_depends_on(nam
     ("text", "reason"),
     [
         ("test:\n\tTOX_SKIP_ENV=perf tox --skip-missing-interpreters -p all\n", "tox for every version"),
+        ("test:\n\tuv run --group dev --python 3.10 pytest\n\tuv run --python=3.11 pytest\n", "with 2 versions of Python"),
+        ("test:\n\tpython3.9 -m unittest && python3.12 -m unittest\n", "with 2 versions of Python"),
         ("test:\n\ttox\n", "all environments of tox"),
         ("test:\n\tpython -m tox -q\n", "all environments of tox"),
         ("test:\n\tnox\n", "all sessions of nox"),

@@ -491,6 +491,30 @@ def test_the_script_that_the_ci_runs_in_place_of_all_tests_is_run(
     assert found.tests[0].shown == command
 
 
+@pytest.mark.parametrize(
+    ("after", "command"),
+    [
+        ("npx npm@'>=10.2' audit --production", "npm run tests-only"),
+        ("aud --production", "npm run tests-only"),
+        ("npm run lint", "npm test"),
+    ],
+)
+def test_an_audit_of_dependencies_isnt_a_test(after: str, command: str) -> None:
+    scripts = {"pretest": "npm run lint", "test": "npm run tests-only", "tests-only": "tape 'test/**/*.js'", "posttest": after}
+    shared = (
+        "jobs:\n  tests:\n    uses: ljharb/actions/.github/workflows/node.yml@main\n"
+        "    with:\n      range: '>= 20'\n      command: npm run tests-only\n"
+    )
+    found = facts({"package.json": {"scripts": scripts}, ".github/workflows/node-twenties.yml": shared})
+    assert found.tests[0].shown == command
+
+
+def test_hooks_that_the_ci_leaves_out_dont_run() -> None:
+    files: dict[str, File] = {"package.json": {"scripts": {"test": "tap", "posttest": "npm run lint", "lint": "eslint ."}}}
+    assert facts({**files, CI: workflow("npm test --ignore-scripts")}).tests[0].shown == "npm test --ignore-scripts"
+    assert facts({**files, CI: workflow("npm test --ignore-scripts", "npm test")}).tests[0].shown == "npm test"
+
+
 def test_a_manager_that_only_benchmarks_call_isnt_installed() -> None:
     scripts = {"test": "vitest run", "bench:bun": "bun run bench.ts"}
     assert [each.name for each in facts({"package.json": {"scripts": scripts}}).runtimes] == ["node"]

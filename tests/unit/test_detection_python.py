@@ -412,6 +412,22 @@ def test_tests_of_a_project_in_another_language_are_the_last_resort() -> None:
     assert [candidate.rank for candidate in found.tests] == [90]
 
 
+def test_cython_runs_first_if_the_repository_lacks_the_c_that_setup_compiles() -> None:
+    files = {
+        "setup.py": "setup(ext_modules=[Extension('msgpack._cmsgpack', sources=['msgpack/_cmsgpack.c'])])",
+        "pyproject.toml": '[project]\nname = "msgpack"\n[dependency-groups]\ndev = ["cython>=3.2.5", "pytest>=9.0.3"]\n',
+        "requirements.txt": "cython==3.2.5\nsetuptools==78.1.1\n",
+        "msgpack/_cmsgpack.pyx": "",
+        "test/test_buffer.py": "from pytest import raises\n",
+    }
+    first = facts(files).steps[0]
+    assert first.shown == "cython msgpack/_cmsgpack.pyx"
+    assert "pip_install cython==3.2.5\n" in first.run
+    assert str(first.evidence) == "setup.py:1 (msgpack/_cmsgpack.c isn't in the repository)"
+    assert facts(files, "msgpack/_cmsgpack.c").steps[0].shown.startswith("pip install -e .")
+    assert facts({**files, "setup.py": f"{files['setup.py']}\ncythonize()"}).steps[0].shown.startswith("pip install -e .")
+
+
 @pytest.mark.parametrize(
     ("commands", "expected"),
     [
@@ -423,6 +439,8 @@ def test_tests_of_a_project_in_another_language_are_the_last_resort() -> None:
         ("{env:RUNNER:pytest} -q", "pytest -q"),
         ("pytest {tty:--color=yes} -k 'a b'", "pytest -k 'a b'"),
         ("pytest []", 'pytest "$@"'),
+        ("{posargs:pytest -vv}", 'pytest -vv "$@"'),
+        ("{posargs:bash}", None),
         ("python -bb -m package.test {posargs:}", 'python -bb -m package.test "$@"'),
         ("python -m build", None),
         ("pytest; rm -rf {homedir}", None),

@@ -81,6 +81,13 @@ def test_other_services_and_documents_are_quoted() -> None:
     assert quotes({".github/workflows/ci.yaml": linters}, "lint") == ["`ruff check .` (.github/workflows/ci.yaml:4)"]
 
 
+def test_only_rake_tasks_that_test_are_quoted() -> None:
+    job = "jobs:\n  a:\n    steps:\n"
+    steps = ("bundle exec rake rdoc", "rake release", "ruby -Ilib exe/rake", "bundle exec rake", "rake test:units")
+    found = quotes({".github/workflows/test.yml": job + "".join(f"      - run: {step}\n" for step in steps)})
+    assert [quote.split("`")[1] for quote in found] == ["ruby -Ilib exe/rake", "bundle exec rake", "rake test:units"]
+
+
 def test_the_setup_steps_of_agents_are_preparation() -> None:
     text = "jobs:\n  copilot-setup-steps:\n    steps:\n      - run: npm ci\n"
     files = {".github/workflows/copilot-setup-steps.yml": text, "AGENTS.md": "```\n./run-tests.sh\n./scripts/test\n```\n"}

@@ -17,7 +17,7 @@ import contextlib
 import os
 import socket
 import struct
-from ipaddress import IPv4Address, IPv4Network, collapse_addresses
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, collapse_addresses
 
 from gibil_bot.providers.local import nf_tables
 
@@ -36,6 +36,10 @@ benchmarks (RFC 2544), so no public host has one."""
 _OWN = IPv4Address("192.0.0.8")
 """The machine's address: the dummy address of RFC 7600. With a loopback address alone, programs would ask only for IPv6
 addresses."""
+
+_OWN_IPV6 = IPv6Address("fe80::1")
+"""A link-local address, as every network card has one. Without it, getaddrinfo leaves `::1` out of the addresses of `localhost`
+(AI_ADDRCONFIG). It has no network, so that there is no route to others."""
 
 _LOOPBACK = IPv4Network("127.0.0.0/8")
 _NOT_REDIRECTED = tuple(
@@ -134,11 +138,14 @@ def set_up(allowed: list[tuple[str, int | None]]) -> list[socket.socket]:
         opened.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         opened[0].bind(PROXY)
         nf_tables.load("gibil", _chains(allowed[:MOST_ALLOWED]))
+        _add_address(socket.AF_INET, _OWN)
         _add_default_route()
     except OSError:
         for each in opened:
             each.close()
         return []
+    with contextlib.suppress(OSError):  # a kernel without IPv6
+        _add_address(socket.AF_INET6, _OWN_IPV6)
     with contextlib.suppress(OSError):
         log = nf_tables.open_log(_LOG_GROUP)
         opened.append(log)
@@ -170,14 +177,19 @@ def _chains(allowed: list[tuple[str, int | None]]) -> tuple[nf_tables.Chain, ...
 def _add_default_route() -> None:
     index = socket.if_nametoindex("lo")
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as connection:
-        own = _OWN.packed
-        local, address = 2, 1
-        body = _ADDRESS.pack(socket.AF_INET, 32, 0, 0, index) + _attribute(local, own) + _attribute(address, own)
-        _request(connection, _ADD_ADDRESS, body)
         output, metric, source = 4, 6, 7
         route = _ROUTE.pack(socket.AF_INET, 0, 0, 0, _TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_UNIVERSE, _UNICAST, 0)
         numbers = _attribute(output, struct.pack("=I", index)) + _attribute(metric, struct.pack("=I", _LAST_METRIC))
-        _request(connection, _ADD_ROUTE, route + numbers + _attribute(source, own))
+        _request(connection, _ADD_ROUTE, route + numbers + _attribute(source, _OWN.packed))
+
+
+def _add_address(family: int, address: IPv4Address | IPv6Address) -> None:
+    """Give `lo` an address."""
+    local_address, interface_address = 2, 1
+    body = _ADDRESS.pack(family, address.max_prefixlen, 0, 0, socket.if_nametoindex("lo"))
+    body += _attribute(local_address, address.packed) + _attribute(interface_address, address.packed)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as connection:
+        _request(connection, _ADD_ADDRESS, body)
 
 
 def _attribute(kind: int, value: bytes) -> bytes:
