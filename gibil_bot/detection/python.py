@@ -87,9 +87,7 @@ pip install uv
 """
 """What a `.gibil.yml` needs before `uv sync`."""
 _EXTRAS_REQUIRE = re.compile(r"\bextras_require\s*=\s*\{[^{}]*\}")
-_GIT_PACKAGE = re.compile(
-    r'^name = "([A-Za-z0-9._-]{1,100})"\n(?:version = "[^"\n]{0,100}"\n)?source = \{ git = ', re.MULTILINE
-)
+_FROM_REPOSITORY = re.compile(r"^source = \{ git = ", re.MULTILINE)
 _SOURCE = re.compile(r"""["']([A-Za-z0-9_./-]{1,150}\.(?:c|cc|cpp|cxx))["']""")
 _EXTENSION = re.compile(r"\bext_modules\b|\bExtension\(|\bcythonize\(|\bcffi_modules\b")
 
@@ -279,10 +277,10 @@ def _uv_step(project: Project, environments: Sequence[EnvironmentFacts], pytest:
     shown = ["uv", "sync", "--locked", *options, *extras, *groups]
     # --inexact keeps pip, which the environment begins with.
     attempts = [["uv", "sync", mode, "--inexact", *options, *extras, *groups] for mode in ("--locked", "--frozen")]
-    if tools := _from_repositories(project):
+    lock = project.text("uv.lock")
+    if lock is None or _FROM_REPOSITORY.search(lock):
         # A development tool from a repository that can't be reached shouldn't prevent the tests.
-        without = [word for name in tools for word in ("--no-install-package", name)]
-        attempts.append(["uv", "sync", "--frozen", "--inexact", *options, *extras, *groups, *without])
+        attempts.append(["sync_without_repositories", *options, *extras, *groups])
     if extras:
         attempts.append(["uv", "sync", "--frozen", "--inexact", *options, *groups])
     reason = "uv can't use this lock file; installing what the manifests name with pip"
@@ -292,12 +290,6 @@ def _uv_step(project: Project, environments: Sequence[EnvironmentFacts], pytest:
     inputs = tuple(project.present(("uv.lock", "pyproject.toml")))
     evidence = Evidence(path="uv.lock", text="" if not names else f"groups {', '.join(names)}")
     return Step(run=run, shown=shlex.join(shown), short=f"{_UV_SHORT}{shlex.join(shown)}", evidence=evidence, inputs=inputs)
-
-
-def _from_repositories(project: Project) -> list[str]:
-    """Return the packages of uv.lock that come from git repositories, at most 8."""
-    found = _GIT_PACKAGE.findall(project.text("uv.lock") or "")
-    return list(dict.fromkeys(found))[:_MOST_PACKAGES]
 
 
 def _poetry_step(
