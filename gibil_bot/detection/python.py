@@ -280,7 +280,8 @@ def _uv_step(project: Project, environments: Sequence[EnvironmentFacts], pytest:
     lock = project.text("uv.lock")
     if lock is None or _FROM_REPOSITORY.search(lock):
         # A development tool from a repository that can't be reached shouldn't prevent the tests.
-        attempts.append(["sync_without_repositories", *options, *extras, *groups])
+        for chosen in dict.fromkeys((tuple(options), tuple(each for each in options if each != "--all-packages"))):
+            attempts.append(["sync_without_repositories", *chosen, *extras, *groups])
     if extras:
         attempts.append(["uv", "sync", "--frozen", "--inexact", *options, *groups])
     reason = "uv can't use this lock file; installing what the manifests name with pip"
