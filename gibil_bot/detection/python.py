@@ -87,6 +87,7 @@ pip install uv
 """
 """What a `.gibil.yml` needs before `uv sync`."""
 _EXTRAS_REQUIRE = re.compile(r"\bextras_require\s*=\s*\{[^{}]*\}")
+_FROM_REPOSITORY = re.compile(r"^source = \{ git = ", re.MULTILINE)
 _SOURCE = re.compile(r"""["']([A-Za-z0-9_./-]{1,150}\.(?:c|cc|cpp|cxx))["']""")
 _EXTENSION = re.compile(r"\bext_modules\b|\bExtension\(|\bcythonize\(|\bcffi_modules\b")
 
@@ -276,6 +277,11 @@ def _uv_step(project: Project, environments: Sequence[EnvironmentFacts], pytest:
     shown = ["uv", "sync", "--locked", *options, *extras, *groups]
     # --inexact keeps pip, which the environment begins with.
     attempts = [["uv", "sync", mode, "--inexact", *options, *extras, *groups] for mode in ("--locked", "--frozen")]
+    lock = project.text("uv.lock")
+    if lock is None or _FROM_REPOSITORY.search(lock):
+        # A development tool from a repository that can't be reached shouldn't prevent the tests.
+        for chosen in dict.fromkeys((tuple(options), tuple(each for each in options if each != "--all-packages"))):
+            attempts.append(["sync_without_repositories", *chosen, *extras, *groups])
     if extras:
         attempts.append(["uv", "sync", "--frozen", "--inexact", *options, *groups])
     reason = "uv can't use this lock file; installing what the manifests name with pip"

@@ -17,6 +17,17 @@ need_uv() {
     command -v uv >/dev/null 2>&1 || python -m pip install --quiet --disable-pip-version-check uv
 }
 
+# sync_without_repositories OPTION…: run `uv sync` without the packages of uv.lock that come from git repositories
+sync_without_repositories() {
+    local name
+    local -a without=()
+    while read -r name; do
+        without+=(--no-install-package "$name")
+    done < <(awk -F '"' '/^name = /{name = $2} /^source = \{ git = /{print name}' uv.lock)
+    test "${#without[@]}" != 0 || return 1
+    uv sync --frozen --inexact "$@" "${without[@]}"
+}
+
 # resolve ARGUMENT… [+ ARGUMENT…]…: install all of it in one resolution; the parts after each `+` are optional
 resolve() {
     local -a all=() needed=() part=()

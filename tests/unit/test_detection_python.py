@@ -412,6 +412,21 @@ def test_tests_of_a_project_in_another_language_are_the_last_resort() -> None:
     assert [candidate.rank for candidate in found.tests] == [90]
 
 
+def test_tools_from_repositories_that_uv_lock_names_are_optional() -> None:
+    lock = (
+        'version = 1\n\n[[package]]\nname = "strict-no-cover"\nversion = "0.1.1"\n'
+        'source = { git = "https://github.com/pydantic/strict-no-cover?rev=7fc59da#7fc59da" }\n\n'
+        '[[package]]\nname = "pytest"\nversion = "9.0.3"\nsource = { registry = "https://pypi.org/simple" }\n'
+    )
+    files = {
+        "pyproject.toml": '[project]\nname = "mcp"\n[dependency-groups]\ndev = ["pytest"]\n',
+        "test_a.py": "import pytest\n",
+    }
+    assert "+ sync_without_repositories --group dev; then" in facts({**files, "uv.lock": lock}).steps[0].run
+    assert "+ sync_without_repositories" in facts(files, "uv.lock").steps[0].run  # too large to be read
+    assert "+ sync_without_repositories" not in facts({**files, "uv.lock": "version = 1\n"}).steps[0].run
+
+
 def test_cython_runs_first_if_the_repository_lacks_the_c_that_setup_compiles() -> None:
     files = {
         "setup.py": "setup(ext_modules=[Extension('msgpack._cmsgpack', sources=['msgpack/_cmsgpack.c'])])",

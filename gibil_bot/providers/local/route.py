@@ -117,6 +117,8 @@ _ADD_ADDRESS, _ADD_ROUTE = 20, 24
 _REQUEST, _ACKNOWLEDGE, _CREATE, _EXCLUSIVE = 0x1, 0x4, 0x400, 0x200
 _ADDRESS = struct.Struct("=BBBBI")
 """struct ifaddrmsg: family, prefix length, flags, scope, interface."""
+_NO_DAD = 0x2
+"""Use an IPv6 address at once, instead of after asking whether another computer has it; IPv4 has no such flag."""
 _ROUTE = struct.Struct("=BBBBBBBBI")
 """struct rtmsg: family, prefix lengths of destination and source, TOS, table, protocol, scope, type, flags."""
 _TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_UNIVERSE, _UNICAST = 254, 4, 0, 1
@@ -186,7 +188,7 @@ def _add_default_route() -> None:
 def _add_address(family: int, address: IPv4Address | IPv6Address) -> None:
     """Give `lo` an address."""
     local_address, interface_address = 2, 1
-    body = _ADDRESS.pack(family, address.max_prefixlen, 0, 0, socket.if_nametoindex("lo"))
+    body = _ADDRESS.pack(family, address.max_prefixlen, _NO_DAD, 0, socket.if_nametoindex("lo"))
     body += _attribute(local_address, address.packed) + _attribute(interface_address, address.packed)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as connection:
         _request(connection, _ADD_ADDRESS, body)
