@@ -542,7 +542,10 @@ async def test_a_bot_claims_nothing_as_long_as_the_others_take_it_for_dead(
 
 async def test_bots_share_the_machines(stores: tuple[SqlStore, SqlStore], tmp_path: Path, often: None) -> None:
     computer, cloud = Computer(), MemoryProvider()
-    bots = [bot(name, store, tmp_path, computer, cloud, max_machines=3) for name, store in zip("ab", stores, strict=True)]
+    bots = [
+        bot(name, store, tmp_path, computer, cloud, max_machines=3, lease_s=30)  # none ends on a busy computer
+        for name, store in zip("ab", stores, strict=True)
+    ]
     for one in bots:
         one.dispatcher.share(2)
     await queue(stores[0], *(one_task(f"r{number}") for number in range(4)))
