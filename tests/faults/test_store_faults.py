@@ -399,7 +399,7 @@ async def test_a_full_disk_is_reported_with_a_remedy_and_writes_succeed_after_sp
             child.stdin.write("go\n")
             child.stdin.flush()
             printed = line_of(child)
-            assert printed.startswith("True {'StoreError'}")
+            assert printed.startswith("True {'DatabaseFull'}")
             assert "the disk is full: free some space" in printed
             (Path(f"/proc/{child.pid}/root") / str(disk).lstrip("/") / "filler").unlink()
             child.stdin.write("go\n")
