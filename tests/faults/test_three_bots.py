@@ -45,6 +45,7 @@ tasks:
 """
 
 
+@pytest.mark.xdist_group("three bots")  # one at a time: each keeps two cores busy
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("restarts", [False, True], ids=["bots-are-killed", "and-postgresql-is-restarted"])
 async def test_three_hundred_deliveries_end_once_with_the_true_conclusion(
