@@ -112,7 +112,7 @@ async def test_three_hundred_deliveries_end_once_with_the_true_conclusion(
 async def _kill(world: Bots, dice: random.Random) -> None:
     """Kill one bot after the other, and start it again."""
     while True:
-        await asyncio.sleep(KILL_EVERY_S)  # the moment of the kill is the input
+        await asyncio.sleep(patient(KILL_EVERY_S))  # the moment of the kill is the input
         bot = dice.choice(world.bots)
         await bot.kill()
         await asyncio.shield(asyncio.create_task(bot.start()))
