@@ -13,10 +13,10 @@ import pytest
 from gibil_bot.agent_task import Account, Balance, Limit, Measure, ModelCall, Scope, Spent, Usage
 from gibil_bot.ports import Ledger
 from gibil_bot.runs.ledger_rules import MOST_REFUSED, RESERVED_S
-from gibil_bot.runs.memory import MemoryLedger
 from gibil_bot.runs.sql.store import SqlStore
 from tests.contracts.store_nouns import DAY_S, Clock
 from tests.doubles.databases import DATABASES, empty_database, open_store
+from tests.doubles.ledger import MemoryLedger
 from tests.doubles.patience import patient
 
 Open = Callable[[], Awaitable[Ledger]]

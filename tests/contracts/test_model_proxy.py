@@ -21,7 +21,7 @@ from gibil_bot.agents.proxy.upstream import Upstream
 from gibil_bot.demo.model_script import Say, Script
 from gibil_bot.errors import UsageError
 from gibil_bot.operator_secrets import Secret
-from gibil_bot.runs.memory import MemoryLedger
+from tests.doubles.ledger import MemoryLedger
 from tests.doubles.models import MODELS, PATHS, CountingBudget, Machine, key_headers, proxied, request
 from tests.doubles.patience import patient
 

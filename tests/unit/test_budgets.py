@@ -16,7 +16,7 @@ from gibil_bot.agents.prices import Prices
 from gibil_bot.errors import BudgetExceeded, UnknownModelPrice
 from gibil_bot.model_settings import Budgets, ModelSettings
 from gibil_bot.runs import ledger_rules
-from gibil_bot.runs.memory import MemoryLedger
+from tests.doubles.ledger import MemoryLedger
 from tests.doubles.patience import patient
 
 ADA = Account(run_id="run-1", task=2, person="ada", repository_id=1, repository="ada/engine")
