@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 from msgspec import structs
 
+from gibil_bot import durable_files
 from gibil_bot.errors import GibilError, UsageError
 
 SCOPES = {
@@ -164,16 +165,9 @@ class AccessTokens:
             os.close(lock)
 
     def _write(self, tokens: list[AccessToken]) -> None:
-        draft = self._path.with_name(f".{FILE}.{os.getpid()}.{secrets.token_hex(4)}")
+        content = msgspec.json.format(msgspec.json.encode(_File(tokens=tokens)), indent=2) + b"\n"
         try:
-            try:
-                with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-                    file.write(msgspec.json.format(msgspec.json.encode(_File(tokens=tokens)), indent=2) + b"\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-                draft.rename(self._path)
-            finally:
-                draft.unlink(missing_ok=True)
+            durable_files.replace(self._path, content)
         except OSError as error:
             raise self._unwritable(error) from error
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import secrets
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from gibil_bot import durable_files
 from gibil_bot.cli.completers import complete_providers
 from gibil_bot.cli.machine import as_terminal, run_async
 from gibil_bot.cli.output import json_option, print_json, print_message, write_err
@@ -230,16 +230,8 @@ def _read(path: Path) -> dict[str, str]:
 
 def _write(data_dir: Path, content: dict[str, str]) -> None:
     """Replace the file atomically, readable only for its owner."""
-    draft = data_dir / f".{SAVED}.{os.getpid()}.{secrets.token_hex(4)}"
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
-                file.write(json.dumps(content, indent=2, sort_keys=True) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            draft.rename(data_dir / SAVED)
-        finally:
-            draft.unlink(missing_ok=True)
+        durable_files.replace(data_dir / SAVED, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
     except OSError as error:
         raise GibilError(f"{data_dir / SAVED} can't be written: {error.strerror}", code="CONFIGURATION") from error

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import msgspec
 
+from gibil_bot.durable_files import sync_folder
 from gibil_bot.errors import GibilError, SSHError
 from gibil_bot.ports import Shell
 from gibil_bot.ssh.answers import last_line, size_text
@@ -246,11 +247,7 @@ class _Draft:
         if self._target.exists():
             shutil.rmtree(self._target)
         self._folder.rename(self._target)
-        parent = os.open(self._target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(parent)
-        finally:
-            os.close(parent)
+        sync_folder(self._target.parent)
         return manifest
 
     def close(self) -> None:
