@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from urllib.parse import quote
 
 import httpx
 import msgspec
 
+from gibil_bot.authorities import authorities
 from gibil_bot.errors import HostUnavailable
 from gibil_bot.host_api.signing import MOST_PART_BYTES, SEAL, FileRequest, Signer, in_thread_if_large
 from gibil_bot.model import FilePart, Host
@@ -91,9 +91,9 @@ class HostClient:
     async def _client(self) -> httpx.AsyncClient:
         async with self._opening:
             if self._http is None:
-                authorities = await asyncio.to_thread(_authorities)
+                verify = await asyncio.to_thread(authorities)
                 self._http = httpx.AsyncClient(
-                    verify=authorities,
+                    verify=verify,
                     follow_redirects=False,
                     trust_env=False,  # hosts reach one another without the proxy for the internet
                     timeout=httpx.Timeout(self._within_s, connect=min(_CONNECT_S, self._within_s)),
@@ -101,10 +101,3 @@ class HostClient:
                     headers={"User-Agent": "gibil-bot"},
                 )
             return self._http
-
-
-def _authorities() -> ssl.SSLContext:
-    """Trust certifi's authorities and the system's, which may include that of a private network."""
-    context = httpx.create_ssl_context(trust_env=False)
-    context.load_default_certs()
-    return context

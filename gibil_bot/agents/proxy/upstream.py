@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import email.utils
 import functools
-import ssl
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import httpx
 import msgspec
 
 from gibil_bot.agents.proxy.protocols.base import ModelProtocol, Prepared
+from gibil_bot.authorities import authorities
 from gibil_bot.model_settings import VENDORS
 from gibil_bot.operator_secrets import Secret
 from gibil_bot.retry import RetryPolicy
@@ -120,7 +120,7 @@ class Vendors:
         self._transport: httpx.AsyncHTTPTransport | None = None
 
     async def open(self) -> None:
-        verify = await asyncio.to_thread(_authorities)
+        verify = await asyncio.to_thread(authorities)
         # No environment: a proxy of the environment would get the requests. A transport instead of a client: redirects would
         # carry the key, cookies would connect tasks, and a client takes a quarter of the time of a call.
         self._transport = httpx.AsyncHTTPTransport(
@@ -254,13 +254,6 @@ def retry_after(headers: httpx.Headers) -> float | None:
         with contextlib.suppress(ValueError, TypeError, OverflowError):
             return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     return None
-
-
-def _authorities() -> ssl.SSLContext:
-    """Trust certifi's authorities, as for GitHub, and the system's, which may include that of a private server of models."""
-    context = httpx.create_ssl_context(trust_env=False)
-    context.load_default_certs()
-    return context
 
 
 def error_message(answer: Answer) -> str:
