@@ -387,27 +387,20 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         if not _APP.fullmatch(app)
     ]
 
-    max_ttl_s = 86400
-    try:
-        max_ttl_s = parse_duration(env.get("GIBIL_MAX_TTL") or "24h")
-        if max_ttl_s < 60:
-            problems.append(f"GIBIL_MAX_TTL must be at least one minute, got {env['GIBIL_MAX_TTL']!r}")
-    except ValueError as error:
-        problems.append(f"GIBIL_MAX_TTL: {error}")
+    def duration(name: str, default: str, *, least_a_minute: bool) -> int:
+        text = env.get(name) or default
+        try:
+            seconds = parse_duration(text)
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+            return parse_duration(default)
+        if least_a_minute and seconds < 60:
+            problems.append(f"{name} must be at least one minute, got {text!r}")
+        return seconds
 
-    connection_idle_s = 600
-    try:
-        connection_idle_s = parse_duration(env.get("GIBIL_CONNECTION_IDLE") or "10m")
-    except ValueError as error:
-        problems.append(f"GIBIL_CONNECTION_IDLE: {error}")
-
-    host_away_s = 600
-    try:
-        host_away_s = parse_duration(env.get("GIBIL_HOST_AWAY") or "10m")
-        if host_away_s < 60:
-            problems.append(f"GIBIL_HOST_AWAY must be at least one minute, got {env['GIBIL_HOST_AWAY']!r}")
-    except ValueError as error:
-        problems.append(f"GIBIL_HOST_AWAY: {error}")
+    max_ttl_s = duration("GIBIL_MAX_TTL", "24h", least_a_minute=True)
+    connection_idle_s = duration("GIBIL_CONNECTION_IDLE", "10m", least_a_minute=False)
+    host_away_s = duration("GIBIL_HOST_AWAY", "10m", least_a_minute=True)
     bot_url = _bot_url(env, database_url, problems, notes)
 
     def size(name: str, lowest: int, highest: int | None = None) -> int | None:
