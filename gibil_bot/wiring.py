@@ -107,12 +107,9 @@ async def _require_no_migration(settings: Settings) -> None:
     """Raise StoreError if the schema has another version than this gibil's. A database without one is allowed."""
     from gibil_bot.runs.maintenance.status import usable
 
-    database = open_maintained(settings)
-    try:
+    async with maintained(settings) as database:
         if await database.version() > 0:
             await usable(database)
-    finally:
-        await database.close()
 
 
 def open_maintained(settings: Settings) -> Maintained:
@@ -126,18 +123,25 @@ def open_maintained(settings: Settings) -> Maintained:
     return MaintainedFile(settings.database_url)
 
 
+@contextlib.asynccontextmanager
+async def maintained(settings: Settings) -> AsyncIterator[Maintained]:
+    """As `open_maintained`, during the block."""
+    database = open_maintained(settings)
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
 async def compare_agreements(settings: Settings) -> list[Comparison]:
     """Return how this host's settings fit those of the database's other bots. Changes nothing. Raises GibilError."""
     from gibil_bot.runs.agreements import compare
     from gibil_bot.runs.host import known_id
     from gibil_bot.runs.sql import agreements, hosts
 
-    database = open_maintained(settings)
-    try:
+    async with maintained(settings) as database:
         stored = await database.read(agreements.every)
         seen = await database.read(functools.partial(hosts.every, now=database.now()))
-    finally:
-        await database.close()
     is_shared = is_postgresql(settings.database_url)
 
     def compared() -> list[Comparison]:
@@ -526,8 +530,8 @@ async def running_bot(settings: Settings, *, patience: Patience | None = None) -
         presence = Presence(store.hosts, host, process, on_bots=on_bots, on_lapse=on_lapse)
         await _when_reachable(presence.start)
         stack.push_async_callback(presence.leave)
-        # Another bot may have started at the same time. Now each sees the other.
-        await _when_reachable(agree)
+        if store.is_shared:  # another bot may have started at the same time; now each sees the other
+            await _when_reachable(agree)
         await _when_reachable(functools.partial(warn_of_differences, store, settings, host.id))
         log.info("host %s (%s), process %s, database %s", host.name, host.id, process, shown_url(settings.database_url))
         parts: dict[str, Callable[[], Coroutine[object, object, None]]] = {

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
-from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,15 +26,10 @@ _STEP_S = 60.0
 """Limit for one step of `prune` in PostgreSQL."""
 
 
-@contextlib.asynccontextmanager
-async def _opened(settings: Settings) -> AsyncIterator[Maintained]:
-    from gibil_bot.wiring import open_maintained
+def _opened(settings: Settings) -> AbstractAsyncContextManager[Maintained]:
+    from gibil_bot.wiring import maintained
 
-    database = open_maintained(settings)
-    try:
-        yield database
-    finally:
-        await database.close()
+    return maintained(settings)
 
 
 @click.group()
