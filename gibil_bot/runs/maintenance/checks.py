@@ -10,16 +10,17 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from gibil_bot.agent_task import ModelCall
 from gibil_bot.humanize import count, duration
-from gibil_bot.model import Conclusion, Event, Plan, RunState, TaskResult
+from gibil_bot.model import Conclusion, Plan, RunState
 from gibil_bot.runs import ledger_rules
 from gibil_bot.runs.maintenance.database import Maintained, Problem
 from gibil_bot.runs.maintenance.status import usable
 from gibil_bot.runs.sql import hosts
 from gibil_bot.runs.sql.connection import Connection
+from gibil_bot.runs.sql.inbox import decode_event
+from gibil_bot.runs.sql.ledger import decode_call
 from gibil_bot.runs.sql.outbox import DECODERS, PENDING
-from gibil_bot.runs.sql.runs import decode_commit, decode_plan, decode_source
+from gibil_bot.runs.sql.runs import decode_commit, decode_plan, decode_result, decode_source
 from gibil_bot.runs.sql.store import DAY_S, HISTORY_DAYS
 
 PAGE = 200
@@ -36,9 +37,6 @@ _OVERTIME_S = 900.0
 _SUMMED_S = (HISTORY_DAYS - 2) * DAY_S
 """Calls since then are still stored, and so are all of their run and of their day."""
 
-_decode_event = msgspec.json.Decoder(Event).decode
-_decode_call = msgspec.json.Decoder(ModelCall).decode
-_decode_result = msgspec.json.Decoder(TaskResult).decode
 _UPGRADE = "if a newer gibil wrote it, upgrade"
 
 Found = AsyncIterator[Problem]
@@ -182,7 +180,7 @@ def _that_waits(what: _Waiting, number: int, oldest: list[_Row], now: float, why
 async def _deliveries(database: Maintained) -> Found:
     rows = "deliveries where content is not null"
     async for guid, content, is_handled in _pages(database, "guid, content, handled_at is not null", rows):
-        if (why := _undecodable(_decode_event, content)) is not None:
+        if (why := _undecodable(decode_event, content)) is not None:
             remedy = "nothing: it was handled, and is deleted after 90 days" if is_handled else f"{_UPGRADE}; else redeliver it"
             yield Problem(
                 kind="undecodable_event",
@@ -266,7 +264,7 @@ async def _results(database: Maintained) -> Found:
     key = ("run_id", "machine_attempt", "task_index")
     columns = "run_id, task_index, result"
     async for run_id, index, result in _pages(database, columns, "task_results where true", key, first=("", -1, -1)):
-        if (why := _undecodable(_decode_result, result)) is not None:
+        if (why := _undecodable(decode_result, result)) is not None:
             yield Problem(
                 kind="undecodable_result",
                 subject=f"task {index} of run {run_id}",
@@ -306,7 +304,7 @@ async def _notifications(database: Maintained) -> Found:
 
 async def _calls(database: Maintained) -> Found:
     async for call_id, run_id, call in _pages(database, "id, run_id, call", "model_calls where state <> 'reserved'"):
-        if (why := _undecodable(_decode_call, call)) is not None:
+        if (why := _undecodable(decode_call, call)) is not None:
             yield Problem(
                 kind="undecodable_call",
                 subject=f"call {call_id} of run {run_id}",

@@ -214,7 +214,7 @@ def _change(host: Host, has_machines: bool) -> ChangeOf:
             return lambda row: None if row[name] == EXPORTED_TO else row
         if table == "runs":
             return partial(_adapt_run, columns=columns, host_id=host.id, has_machines=has_machines)
-        return _storable
+        return lambda row: row
 
     return of_table
 
@@ -225,11 +225,4 @@ def _adapt_run(row: Row, columns: Sequence[str], host_id: str, has_machines: boo
         run["machine_host"] = host_id
     if run["started_at"] is not None and not run["hosts"]:
         run["hosts"] = host_id  # its log is here
-    return _storable(tuple(run.values()))
-
-
-def _storable(row: Row) -> Row:
-    """PostgreSQL's texts can't contain a NUL."""
-    if any(type(value) is str and "\0" in value for value in row):
-        return tuple(value.replace("\0", "\N{REPLACEMENT CHARACTER}") if type(value) is str else value for value in row)
-    return row
+    return tuple(run.values())

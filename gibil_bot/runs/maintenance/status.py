@@ -13,6 +13,7 @@ from gibil_bot.model import HostSeen
 from gibil_bot.runs.maintenance.database import Export, Maintained, read_mark
 from gibil_bot.runs.sql import hosts
 from gibil_bot.runs.sql.connection import Connection
+from gibil_bot.runs.sql.migrations import require_not_newer
 from gibil_bot.runs.sql.outbox import PENDING
 from gibil_bot.runs.sql.store import counts
 
@@ -77,11 +78,7 @@ async def status(database: Maintained) -> Status:
 async def usable(database: Maintained) -> None:
     """Raise StoreError unless the schema has this gibil's version."""
     version = await database.version()
-    if version > database.newest_version:
-        raise StoreError(
-            f"the database {database.name} was written by a newer gibil (version {version}, this one supports "
-            f"{database.newest_version}): upgrade gibil"
-        )
+    require_not_newer(database.name, version, database.newest_version)
     if version < database.newest_version:
         what = f"has version {version}, and this gibil needs {database.newest_version}" if version else "is empty"
         raise StoreError(f"the database {database.name} {what}: stop the bots, and run gibil db migrate")

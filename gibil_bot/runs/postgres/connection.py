@@ -54,11 +54,13 @@ def translated(query: str) -> str:
 
 
 def _encoded(values: Sequence[object]) -> Iterator[object]:
-    """Yield the values as columns store them. Texts can't contain the character NUL in PostgreSQL."""
+    """Yield the values as columns store them."""
     for value in values:
-        if isinstance(value, bool):
-            yield int(value)
-        elif isinstance(value, str) and "\0" in value:
-            yield value.replace("\0", "\N{REPLACEMENT CHARACTER}")
-        else:
-            yield value
+        yield int(value) if isinstance(value, bool) else storable(value)
+
+
+def storable(value: object) -> object:
+    """Return the value without the character NUL, which texts can't contain in PostgreSQL."""
+    if isinstance(value, str) and "\0" in value:
+        return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return value

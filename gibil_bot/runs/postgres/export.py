@@ -14,7 +14,7 @@ from gibil_bot.model import Host
 from gibil_bot.runs.maintenance.database import EXPORTED_FROM, NUMBERED, TABLES
 from gibil_bot.runs.maintenance.export import Row
 from gibil_bot.runs.postgres import server
-from gibil_bot.runs.postgres.connection import PostgresConnection
+from gibil_bot.runs.postgres.connection import PostgresConnection, storable
 from gibil_bot.runs.sql import agreements, hosts
 
 _ANSWER_S = 120.0
@@ -97,7 +97,7 @@ class CopyTransaction:
         loop = asyncio.get_running_loop()
         number = 0
         async for row in rows:
-            yield row
+            yield tuple(map(storable, row))
             number += 1
             if number % 100 == 0:
                 if self._connection.is_closed():

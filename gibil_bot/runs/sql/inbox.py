@@ -33,7 +33,7 @@ from gibil_bot.runs.sql.connection import Connection, Database
 
 _COLUMNS = "d.guid, d.event, d.content, p.payload, d.digest, d.cancels, d.received_at, d.attempts"
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Event).decode
+decode_event = msgspec.json.Decoder(Event).decode
 _PAYLOAD = "left join payloads p on p.seq = d.seq"
 _CLAIMS = "claims of deliveries"
 """The lock of what decides about the order of a repository's deliveries."""
@@ -262,7 +262,7 @@ def _subject(event: Event | None) -> tuple[int | None, int | None]:
 def _event(content: bytes | None) -> Event | None:
     """Decode an event. None also if another version wrote it in an unknown form: it must not block the deliveries after it."""
     try:
-        return None if content is None else _decode(content)
+        return None if content is None else decode_event(content)
     except msgspec.ValidationError:
         return None
 

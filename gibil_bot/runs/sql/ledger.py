@@ -21,7 +21,7 @@ from gibil_bot.runs.signals import Subscription
 from gibil_bot.runs.sql.connection import Connection, Database
 
 _encode = msgspec.json.Encoder(decimal_format="string").encode
-_decode = msgspec.json.Decoder(ModelCall).decode
+decode_call = msgspec.json.Decoder(ModelCall).decode
 
 _COUNTS = "input, cache_read, cache_write_5m, cache_write_1h, output"
 _ACCOUNT = "run_id, task, attempt, person, repository_id, repository"
@@ -203,7 +203,7 @@ async def calls(db: Connection, run_id: str, task: int | None) -> list[ModelCall
         "order by seq limit ?3",
         (run_id, task, rules.MOST_CALLS),
     )
-    return [_decode(row[0]) for row in rows]
+    return [decode_call(row[0]) for row in rows]
 
 
 async def prune(db: Connection, _: set[str], used_before: float, limit: int) -> int:
@@ -241,7 +241,7 @@ class _Row(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def call(self) -> ModelCall:
         assert self.content is not None
-        return _decode(self.content)
+        return decode_call(self.content)
 
 
 async def _lock(db: Connection, *accounts: Account) -> None:

@@ -31,7 +31,7 @@ from gibil_bot.runs.signals import Subscription
 from gibil_bot.runs.sql import outbox
 from gibil_bot.runs.sql.connection import Connection, Database
 
-_task_result = msgspec.json.Decoder(TaskResult)
+decode_result = msgspec.json.Decoder(TaskResult).decode
 _HELD = "id = ? and owner = ? and fence = ? and state = 'running'"
 
 
@@ -288,7 +288,7 @@ async def task_results(db: Connection, run_id: str, machine_attempt: int) -> lis
         "select result from task_results where run_id = ? and machine_attempt = ? order by task_index",
         (run_id, machine_attempt),
     )
-    return [_task_result.decode(row[0]) for row in rows]
+    return [decode_result(row[0]) for row in rows]
 
 
 async def unfinished(db: Connection) -> list[Run]:

@@ -115,7 +115,7 @@ async def counts(db: Connection) -> dict[str, int]:
         "runs_queued": "runs where finished_at is null and state = 'queued'",
         "runs_running": "runs where finished_at is null and state = 'running'",
         "runs_finished": "runs where finished_at is not null",
-        "tellings_due": "notifications where revision > published_revision and revision > rejected_revision",
+        "tellings_due": f"notifications where {outbox.PENDING}",
         "tellings_failed": "notifications where revision > published_revision and revision <= rejected_revision",
     }
     columns = ", ".join(f"(select count(*) from {rows})" for rows in counted.values())  # noqa: S608
