@@ -9,8 +9,6 @@ import click
 
 from gibil_bot.cli.machine import name_argument, opened, provider_option, run_async, settings_of
 from gibil_bot.cli.output import json_option, print_json, print_message
-from gibil_bot.humanize import count
-from gibil_bot.ssh.answers import printable
 
 if TYPE_CHECKING:
     from gibil_bot.commits.from_machine import Commits
@@ -38,20 +36,11 @@ def push(name: str, branch: str | None, with_workflows: bool, provider: str | No
     sys.exit(run_async(_push(name, branch, with_workflows, provider, as_json)))
 
 
-SHOWN_SUBJECTS = 20
-SHOWN_FILES = 100
-"""Limits for the JSON; `files_total` is the number of all."""
-
-
 def print_pushed(found: Commits) -> None:
-    for subject in found.subjects[:SHOWN_SUBJECTS]:
-        print_message(f"  {printable(subject[:200])}")
-    if len(found.subjects) > SHOWN_SUBJECTS:
-        print_message(f"  … and {len(found.subjects) - SHOWN_SUBJECTS} more")
-    for warning in found.warnings:
-        print_message(f"warning: {warning}")
-    amount = f"{count(len(found.subjects), 'commit')}, {count(len(found.files), 'file')}"
-    print_message(f"{amount}, pushed to {found.branch} of {found.url}")
+    from gibil_bot.commits.from_machine import pushed_lines
+
+    for line in pushed_lines(found):
+        print_message(line)
 
 
 async def _push(name: str, branch: str | None, with_workflows: bool, provider: str | None, as_json: bool) -> int:
@@ -65,16 +54,5 @@ async def _push(name: str, branch: str | None, with_workflows: bool, provider: s
             await from_machine.push(found, session.shell)
     print_pushed(found)
     if as_json:
-        print_json(
-            {
-                "name": name,
-                "repo": found.url,
-                "branch": found.branch,
-                "commit": found.head,
-                "commits": len(found.subjects),
-                "files": [path.encode("utf-8", "replace").decode() for path in found.files[:SHOWN_FILES]],
-                "files_total": len(found.files),
-                "warnings": list(found.warnings),
-            }
-        )
+        print_json({"name": name, **from_machine.pushed_view(found)})
     return 0

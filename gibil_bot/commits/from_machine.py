@@ -67,6 +67,36 @@ class Commits:
     """How they were pushed on the machine. None: they are those of its HEAD."""
 
 
+SHOWN_SUBJECTS = 20
+SHOWN_FILES = 100
+"""Limits for the JSON; `files_total` is the number of all."""
+
+
+def pushed_lines(found: Commits) -> list[str]:
+    """Return what was pushed, for people."""
+    subjects = [f"  {printable(subject[:200])}" for subject in found.subjects[:SHOWN_SUBJECTS]]
+    left_out = len(found.subjects) - len(subjects)
+    return [
+        *subjects,
+        *([f"  … and {left_out} more"] if left_out else []),
+        *(f"warning: {warning}" for warning in found.warnings),
+        f"{count(len(found.subjects), 'commit')}, {count(len(found.files), 'file')}, pushed to {found.branch} of {found.url}",
+    ]
+
+
+def pushed_view(found: Commits) -> dict[str, object]:
+    """Return what was pushed, as JSON."""
+    return {
+        "repo": found.url,
+        "branch": found.branch,
+        "commit": found.head,
+        "commits": len(found.subjects),
+        "files": [path.encode("utf-8", "replace").decode() for path in found.files[:SHOWN_FILES]],
+        "files_total": len(found.files),
+        "warnings": list(found.warnings),
+    }
+
+
 @contextlib.asynccontextmanager
 async def fetch(
     machine: Machine,

@@ -11,15 +11,10 @@ from pydantic import Field
 
 from gibil_bot.commits import from_machine
 from gibil_bot.commits.pull_requests import PullRequestOptions, open_pull_request
-from gibil_bot.humanize import count
 from gibil_bot.machines.session import MachineSession
 from gibil_bot.mcp_server.connections import MachineConnections
 from gibil_bot.mcp_server.results import PullRequestView, Pushed, Server, add, answer
-from gibil_bot.ssh.answers import printable
 from gibil_bot.wiring import open_pull_requests
-
-MOST_SUBJECTS = 20
-MOST_FILES = 100
 
 
 class PushTools:
@@ -62,7 +57,8 @@ class PushTools:
                 session.machine, session.shell, branch, with_workflows=False, settings=settings
             ) as found:
                 await from_machine.push(found, session.shell)
-            return answer("\n".join(_pushed_lines(found)), {"server": session.name, **_pushed_view(found)})
+            view = {"server": session.name, **from_machine.pushed_view(found)}
+            return answer("\n".join(from_machine.pushed_lines(found)), view)
 
         return await self._connections.work(server, on_machine, repeatable=True)
 
@@ -91,37 +87,14 @@ class PushTools:
             opened = await open_pull_request(session.machine, session.shell, options, settings, connect)
             state = "was already open and has the new commits" if opened.already_existed else "is open"
             lines = [
-                *_pushed_lines(opened.commits),
+                *from_machine.pushed_lines(opened.commits),
                 f"pull request #{opened.number} to {opened.base} of {opened.into} {state}: {opened.url}",
             ]
             view = {
-                "server": session.name, **_pushed_view(opened.commits), "into": opened.into, "base": opened.base,
+                "server": session.name, **from_machine.pushed_view(opened.commits), "into": opened.into, "base": opened.base,
                 "number": opened.number, "url": opened.url, "draft": opened.draft,
                 "already_existed": opened.already_existed,
             }  # fmt: skip
             return answer("\n".join(lines), view)
 
         return await self._connections.work(server, on_machine, repeatable=True)
-
-
-def _pushed_lines(found: from_machine.Commits) -> list[str]:
-    subjects = [f"  {printable(subject[:200])}" for subject in found.subjects[:MOST_SUBJECTS]]
-    left_out = len(found.subjects) - len(subjects)
-    return [
-        *subjects,
-        *([f"  … and {left_out} more"] if left_out else []),
-        *(f"warning: {warning}" for warning in found.warnings),
-        f"{count(len(found.subjects), 'commit')}, {count(len(found.files), 'file')}, pushed to {found.branch} of {found.url}",
-    ]
-
-
-def _pushed_view(found: from_machine.Commits) -> dict[str, object]:
-    return {
-        "repo": found.url,
-        "branch": found.branch,
-        "commit": found.head,
-        "commits": len(found.subjects),
-        "files": [path.encode("utf-8", "replace").decode() for path in found.files[:MOST_FILES]],
-        "files_total": len(found.files),
-        "warnings": list(found.warnings),
-    }
