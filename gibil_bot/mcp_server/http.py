@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from gibil_bot.access_tokens import AccessToken, AccessTokens
-from gibil_bot.cancellation import uncancelled
+from gibil_bot.cancellation import wait_uncancelled
 from gibil_bot.errors import GibilError
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class Guard:
                     return
         finally:
             handling.cancel()
-            await uncancelled(asyncio.wait({handling}))
+            await wait_uncancelled(handling)
         handling.result()
 
     async def _is_still_valid(self, credentials: list[str]) -> bool:

@@ -37,7 +37,7 @@ from gibil_bot.agents.proxy.protocols.base import (
 )
 from gibil_bot.agents.proxy.tokens import Connection, OpenAccess, Tokens
 from gibil_bot.agents.proxy.upstream import Answer, Cut, Progress, Unanswered, Vendors, error_message, is_out_of_money
-from gibil_bot.cancellation import uncancelled
+from gibil_bot.cancellation import uncancelled, wait_uncancelled
 from gibil_bot.clock import now
 from gibil_bot.errors import BudgetExceeded, GibilError, UnknownModelPrice
 
@@ -241,7 +241,7 @@ class ProxyApp:
             raise await self._rejected(access, prepared.model, rejected) from None
         finally:
             gone.cancel()
-            await uncancelled(asyncio.wait({gone}))
+            await wait_uncancelled(gone)
 
     async def _run(self, call: _Call, gone: asyncio.Future[None]) -> None:
         """Run a call to its end. If the client leaves, its end is awaited for some seconds, since it has the counts."""
@@ -254,7 +254,7 @@ class ProxyApp:
         finally:
             call.has_left = True
             task.cancel()
-            await uncancelled(asyncio.wait({task}))
+            await wait_uncancelled(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             raise error
 
@@ -274,7 +274,7 @@ class ProxyApp:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         finally:
             reserving.cancel()
-            await uncancelled(asyncio.wait({reserving}))
+            await wait_uncancelled(reserving)
             if not reserving.cancelled() and reserving.exception() is None:
                 call.reservation = reserving.result()
                 if gone.done():
