@@ -154,6 +154,8 @@ async def _create(request: CreateRequest, fleet: int | None, provider: str | Non
 
 async def _wait(session: MachineSession, view: dict[str, object], wait: str) -> bool:
     """Wait until it is ready, or its tasks have ended, and add the results to `view`. Returns False if something failed."""
+    from gibil_bot.machines.session import task_view
+
     session.on_connection = report_connection
     if wait == "ready":
         ready = await session.wait_ready()
@@ -166,9 +168,7 @@ async def _wait(session: MachineSession, view: dict[str, object], wait: str) -> 
     failed = not await session.has_succeeded()
     view["ready"] = await session.wait_ready()
     view["tasks"] = "failure" if failed else "success"
-    view["task_results"] = [
-        {"name": task.name, "status": task.status, "exit_code": task.exit_code, "duration_s": task.duration_s} for task in tasks
-    ]
+    view["task_results"] = [task_view(task) for task in tasks]
     _show_tasks(session.name, tasks)
     return not failed
 

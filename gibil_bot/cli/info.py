@@ -70,6 +70,7 @@ async def _info(name: str, provider: str | None, as_json: bool) -> int:
 
 async def _from_machine(machines: MachineService, machine: Machine) -> dict[str, object]:
     """Return what only the machine itself knows; None for each part, and `problem`, if it doesn't answer."""
+    from gibil_bot.machines.session import task_view
     from gibil_bot.machines.tools.stats import stats, stats_view
     from gibil_bot.ssh.jobs import job_view
 
@@ -93,10 +94,7 @@ async def _from_machine(machines: MachineService, machine: Machine) -> dict[str,
         "ready": ready,
         "stats": stats_view(found),
         "jobs": [job_view(job) for job in jobs[-_JOBS:]],
-        "task_results": [
-            {"name": task.name, "status": task.status, "exit_code": task.exit_code, "duration_s": task.duration_s}
-            for task in tasks
-        ],
+        "task_results": [task_view(task) for task in tasks],
         "problem": None,
     }
 

@@ -74,6 +74,11 @@ class TaskOutcome:
     duration_s: float
 
 
+def task_view(task: TaskOutcome) -> dict[str, object]:
+    """Return a task's result as JSON, for commands and the MCP tools."""
+    return {"name": task.name, "status": task.status, "exit_code": task.exit_code, "duration_s": task.duration_s}
+
+
 class MachineSession:
     """An open connection to a machine. Close it when done: the machine exists until `destroy` or its expiry."""
 

@@ -17,7 +17,7 @@ from gibil_bot.machines.costs import cost_view
 from gibil_bot.machines.remote_layout import READY, TASKS_DONE, TASKS_FAILED
 from gibil_bot.machines.request import CreateRequest
 from gibil_bot.machines.service import MachineService
-from gibil_bot.machines.session import MachineSession
+from gibil_bot.machines.session import MachineSession, task_view
 from gibil_bot.mcp_server.connections import MachineConnections
 from gibil_bot.mcp_server.results import Created, Destroyed, Extended, Forked, Server, Servers, add, answer
 from gibil_bot.mcp_server.tool_calls import progress
@@ -209,9 +209,7 @@ async def _wait(session: MachineSession, view: dict[str, Any], wait: str) -> Non
     view["ready"] = await session.wait_ready()
     if wait == "ready":
         tasks = [] if view["ready"] else await session.tasks()
-    view["task_results"] = [
-        {"name": task.name, "status": task.status, "exit_code": task.exit_code, "duration_s": task.duration_s} for task in tasks
-    ]
+    view["task_results"] = [task_view(task) for task in tasks]
 
 
 async def _drop(machines: MachineService, session: MachineSession) -> None:
