@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -121,9 +122,7 @@ class HetznerProvider:
 
     async def extend(self, name: str, expires_at: datetime) -> Machine:
         """Move the expiry on the machine first, then in its label: after a failure in between, the label is never too late."""
-        server = await find_server(self._api, name)
-        if server is None or not is_ours(server):
-            raise MachineNotFound(f"no machine named {name} exists at Hetzner")
+        server = await self._existing(name, is_ours)
         machine = self._machine(server)
         expiry = expires_at + self._ahead()
         if self._run_on is not None:
@@ -193,16 +192,16 @@ class HetznerProvider:
 
     async def restrict_egress(self, name: str, allow: tuple[str, ...], shell: Shell) -> EgressRestriction:
         """As Restricting.restrict_egress. Root on the server could still send data to Hetzner's name servers."""
-        return await self._agent_networks.limit(await self._existing(name), allow, shell)
+        return await self._agent_networks.limit(self._machine(await self._existing(name)), allow, shell)
 
     async def lift_egress(self, name: str, shell: Shell) -> None:
-        await self._agent_networks.lift(await self._existing(name), shell)
+        await self._agent_networks.lift(self._machine(await self._existing(name)), shell)
 
-    async def _existing(self, name: str) -> Machine:
-        machine = await self.get(name)
-        if machine is None:
+    async def _existing(self, name: str, is_it: Callable[[Json], bool] = is_machine) -> Json:
+        server = await find_server(self._api, name)
+        if server is None or not is_it(server):
             raise MachineNotFound(f"no machine named {name} exists at Hetzner")
-        return machine
+        return server
 
     async def refusals(self, name: str, since: float) -> Refusals:
         """As `Filtering` requires; empty unless an agent works on the machine."""
@@ -212,9 +211,7 @@ class HetznerProvider:
 
     async def save_template(self, name: str, template: str, *, stop: bool = False) -> Template:
         """Take a snapshot. The server's processes go on, whatever `stop` says; files that they are writing may be torn."""
-        server = await find_server(self._api, name)
-        if server is None or not is_machine(server):
-            raise MachineNotFound(f"no machine named {name} exists at Hetzner")
+        server = await self._existing(name)
         machine = self._machine(server)
         if self._run_on is not None:
             await self._run_on(machine, "sync")
