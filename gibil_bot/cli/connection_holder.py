@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gibil_bot import warm_run as warm
-from gibil_bot.cli.output import describe, json_text
+from gibil_bot.cli.output import describe, failure_view, json_text
 from gibil_bot.cli.run import as_line, outcome_view, run, run_interruptible, timeout_seconds
 from gibil_bot.config import Settings, load_settings
 from gibil_bot.errors import GibilError, UsageError
@@ -420,8 +420,7 @@ def _report(client: _Client, error: BaseException, as_json: bool) -> int:
     else:
         code, status, lines = describe(error)
     if as_json:
-        view = {"error": lines[0], "code": code, "message": "; ".join(map(str.strip, lines)), "exit_code": status}
-        client.output("stdout", json_text(view).encode("utf-8", "replace"))
+        client.output("stdout", json_text(failure_view(code, status, lines)).encode("utf-8", "replace"))
     for line in lines:
         client.message(line)
     return status

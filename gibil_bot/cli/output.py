@@ -75,6 +75,11 @@ def _drop_stdout() -> None:
         os.close(null)
 
 
+def failure_view(code: str, status: int, lines: list[str]) -> dict[str, object]:
+    """Return a failed command's JSON. `lines`: its message."""
+    return {"error": lines[0], "code": code, "message": "; ".join(map(str.strip, lines)), "exit_code": status}
+
+
 def fail(error: BaseException, *, as_json: bool) -> int:
     """Report an error; return the exit status.
 
@@ -105,7 +110,7 @@ def fail(error: BaseException, *, as_json: bool) -> int:
         _drop_stdout()
     if as_json:
         try:
-            print_json({"error": lines[0], "code": code, "message": "; ".join(map(str.strip, lines)), "exit_code": status})
+            print_json(failure_view(code, status, lines))
         except ReaderGone as gone:
             return fail(gone, as_json=False)
         except GibilError as full:
