@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from gibil_bot.agent_task import Account, Balance, Limit, Measure, ModelCall, Scope, Spent, Usage
 
@@ -46,6 +47,11 @@ class Amounts(Struct, frozen=True, kw_only=True):
     def __add__(self, other: Amounts) -> Amounts:
         return Amounts(**{
             name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__
+        })  # fmt: skip
+
+    def __sub__(self, other: Amounts) -> Amounts:
+        return Amounts(**{
+            name: getattr(self, name) - getattr(other, name) for name in self.__struct_fields__
         })  # fmt: skip
 
     @property
@@ -94,40 +100,13 @@ def spent_key(run_id: str, task: int | None, attempt: int | None) -> SumKey:
 
 
 def reserved(usd: int, tokens: int) -> Amounts:
-    """Return what a reservation adds; a minus sign before its values takes it back."""
+    """Return what a reservation adds."""
     return Amounts(reserved_usd=usd, reserved_tokens=tokens, reserved_calls=1)
 
 
-def released(usd: int, tokens: int) -> Amounts:
-    return Amounts(reserved_usd=-usd, reserved_tokens=-tokens, reserved_calls=-1)
-
-
 def booked(call: ModelCall) -> Amounts:
-    usage = call.usage
-    plain = Usage(
-        input=usage.input,
-        cache_read=usage.cache_read,
-        cache_write_5m=usage.cache_write_5m,
-        cache_write_1h=usage.cache_write_1h,
-        output=usage.output,
-    )
-    return Amounts(usd=nanos(call.usd), usage=plain, estimated=int(usage.is_estimated), calls=1)
-
-
-def taken_back(amounts: Amounts) -> Amounts:
-    usage = amounts.usage
-    return Amounts(
-        usd=-amounts.usd,
-        usage=Usage(
-            input=-usage.input,
-            cache_read=-usage.cache_read,
-            cache_write_5m=-usage.cache_write_5m,
-            cache_write_1h=-usage.cache_write_1h,
-            output=-usage.output,
-        ),
-        estimated=-amounts.estimated,
-        calls=-amounts.calls,
-    )
+    plain = replace(call.usage, is_estimated=False)
+    return Amounts(usd=nanos(call.usd), usage=plain, estimated=int(call.usage.is_estimated), calls=1)
 
 
 def estimated_call(account: Account, at: float, usd: int, input_tokens: int, output_tokens: int) -> ModelCall:

@@ -34,12 +34,6 @@ class _Call:
             return rules.reserved(self.usd, self.input_tokens + self.output_tokens)
         return Amounts(refused=1) if self.state == "refused" else rules.booked(self.call)
 
-    @property
-    def taken_back(self) -> Amounts:
-        if self.call is None:
-            return rules.released(self.usd, self.input_tokens + self.output_tokens)
-        return rules.taken_back(self.counted)
-
 
 class MemoryLedger:
     """ports.Ledger for one process."""
@@ -99,7 +93,7 @@ class MemoryLedger:
         one = self._calls.get(reservation)
         if one is not None and one.state == "reserved":
             del self._calls[reservation]
-            self._add(one.account, one.day, one.taken_back)
+            self._add(one.account, one.day, Amounts() - one.counted)
 
     async def refused(self, account: Account, call: ModelCall) -> None:
         now = self._clock()
@@ -149,9 +143,9 @@ class MemoryLedger:
         self._end(one, "estimated", rules.estimated_call(one.account, one.at, one.usd, one.input_tokens, one.output_tokens))
 
     def _end(self, one: _Call, state: Literal["estimated", "booked"], call: ModelCall) -> None:
-        before = one.taken_back
+        before = one.counted
         one.state, one.call = state, call
-        self._add(one.account, one.day, before + one.counted)
+        self._add(one.account, one.day, one.counted - before)
 
     def _add(self, account: Account, day: str, amounts: Amounts) -> None:
         for scope, key in rules.sum_keys(account, day).items():

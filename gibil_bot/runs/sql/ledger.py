@@ -118,7 +118,7 @@ async def reserve(
         await _add(db, topics, account, rules.day_of(now), _machine_time(seconds), now)
     day = rules.day_of(now)
     needed = rules.balances(
-        limits, await _sums(db, account, day), usd=usd, tokens=input_tokens + output_tokens, calls=1
+        limits, await _sums(db, account, limits, day), usd=usd, tokens=input_tokens + output_tokens, calls=1
     )  # fmt: skip
     if exceeded := [balance for balance in needed if balance.is_exceeded]:
         return exceeded
@@ -139,9 +139,9 @@ async def book(db: Connection, topics: set[str], reservation: str, account: Acco
         await _insert(db, reservation, "booked", account, rules.day_of(now), call, now)
         await _add(db, topics, account, rules.day_of(now), rules.booked(call), now)
     elif row.state != "booked":
-        before = rules.released(row.usd, row.tokens) if row.state == "reserved" else rules.taken_back(rules.booked(row.call))
+        before = rules.reserved(row.usd, row.tokens) if row.state == "reserved" else rules.booked(row.call)
         await _end(db, reservation, "booked", call)
-        await _add(db, topics, row.account, row.day, before + rules.booked(call), now)
+        await _add(db, topics, row.account, row.day, rules.booked(call) - before, now)
 
 
 async def cancel(db: Connection, topics: set[str], reservation: str, now: float) -> None:
@@ -152,13 +152,13 @@ async def cancel(db: Connection, topics: set[str], reservation: str, now: float)
     row = await _row(db, reservation)
     if row is not None and row.state == "reserved":
         await db.run("delete from model_calls where id = ?", (reservation,))
-        await _add(db, topics, row.account, row.day, rules.released(row.usd, row.tokens), now)
+        await _add(db, topics, row.account, row.day, Amounts() - rules.reserved(row.usd, row.tokens), now)
 
 
 async def refused(db: Connection, topics: set[str], account: Account, call: ModelCall, now: float) -> None:
     day = rules.day_of(now)
     await _lock(db, account)
-    if (await _sums(db, account, day))["task"].refused < rules.MOST_REFUSED:
+    if (await _sum(db, rules.sum_keys(account, day)["task"])).refused < rules.MOST_REFUSED:
         await _insert(db, secrets.token_hex(16), "refused", account, day, call, now)
     await _add(db, topics, account, day, Amounts(refused=1), now)
 
@@ -179,7 +179,7 @@ async def book_estimates(db: Connection, topics: set[str], now: float, run_id: s
 
 
 async def balances(db: Connection, account: Account, limits: Sequence[Limit], day: str) -> list[Balance]:
-    return rules.balances(limits, await _sums(db, account, day))
+    return rules.balances(limits, await _sums(db, account, limits, day))
 
 
 async def spent(db: Connection, key: SumKey) -> Spent:
@@ -281,7 +281,7 @@ async def _book_estimate(db: Connection, topics: set[str], reservation: str, now
         return False
     call = rules.estimated_call(row.account, row.at, row.usd, row.input, row.output)
     await _end(db, reservation, "estimated", call)
-    await _add(db, topics, row.account, row.day, rules.released(row.usd, row.tokens) + rules.booked(call), now)
+    await _add(db, topics, row.account, row.day, rules.booked(call) - rules.reserved(row.usd, row.tokens), now)
     return True
 
 
@@ -330,8 +330,10 @@ async def _add(db: Connection, topics: set[str], account: Account, day: str, amo
     )
 
 
-async def _sums(db: Connection, account: Account, day: str) -> dict[SumScope, Amounts]:
-    return {scope: await _sum(db, key) for scope, key in rules.sum_keys(account, day).items()}
+async def _sums(db: Connection, account: Account, limits: Sequence[Limit], day: str) -> dict[SumScope, Amounts]:
+    """Return the sums that the limits compare."""
+    keys = rules.sum_keys(account, day)
+    return {scope: await _sum(db, keys[scope]) for scope in {limit.scope for limit in limits}}
 
 
 async def _sum(db: Connection, key: SumKey) -> Amounts:
