@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -102,10 +103,7 @@ def read_model_settings(env: Mapping[str, str], problems: list[str], notes: list
 
 def _path(text: str) -> Path | None:
     """Return the absolute path; None for an empty text. A `~` that can't be expanded stays."""
-    try:
-        return Path(text).expanduser().absolute() if text else None
-    except RuntimeError:
-        return Path(text).absolute()
+    return Path(os.path.expanduser(text)).absolute() if text else None  # Path.expanduser raises for an unknown user
 
 
 def _budgets(env: Mapping[str, str], problems: list[str]) -> Budgets:

@@ -162,9 +162,7 @@ def _parse_entry(entry: object) -> tuple[str, str, str | None, str | None]:
     if kind is not None and kind != _MODES[mode]:
         raise Refusal(422, f"tree.type {kind} doesn't match tree.mode {mode}")
     sha, content = entry.get("sha"), entry.get("content")
-    if content is not None and ("sha" in entry or not isinstance(content, str)):
-        raise Refusal(422, "Must supply either tree.sha or tree.content. Request will be rejected if both are present.")
-    if content is None and "sha" not in entry:
+    if (content is None) != ("sha" in entry) or not isinstance(content, str | None):
         raise Refusal(422, "Must supply either tree.sha or tree.content. Request will be rejected if both are present.")
     if sha is not None and (not isinstance(sha, str) or not _HASH.fullmatch(sha)):
         raise Refusal(422, "The tree.sha parameter must be exactly 40 characters and contain only [0-9a-f].")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from starlette.requests import Request
@@ -120,10 +120,7 @@ async def create_review(request: Request) -> Response:
     who, by_app = rest.actor(request), rest.caller(request).token is not None
     new = actions.review(hub, home, pull, who, body, state=_STATES[event], commit_sha=commit, by_app=by_app)
     for path, text, lines in checked:
-        placed = ReviewLines(
-            review=new.id, line=lines.line, side=lines.side, start_line=lines.start_line, start_side=lines.start_side
-        )
-        actions.comment(hub, home, pull.number, who, text, path=path, lines=placed, by_app=by_app)
+        actions.comment(hub, home, pull.number, who, text, path=path, lines=replace(lines, review=new.id), by_app=by_app)
     return rest.answer(_shown(request, home, new))
 
 
