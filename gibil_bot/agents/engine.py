@@ -12,6 +12,18 @@ Protocol = Literal["anthropic", "responses", "chat", "gemini"]
 FOLDER = "/opt/gibil/engines"
 """Where machines have the packages of engines, each engine in the folder of its name."""
 
+PLACEHOLDERS: Mapping[str, str] = {
+    "url": "the address of the model proxy on the machine, without a slash at its end",
+    "token": "the task's token, which the proxy takes as the key; not in arguments, which every process of a machine can read",
+    "model": "the model",
+    "max_turns": "the most turns",
+    "home": "the agent's HOME",
+    "checkout": "the folder of the repository",
+    "prompt_file": "the file with the prompt",
+    "engine": "the folder of the engine's packages",
+}
+"""What `arguments`, `environment` and `files` may contain in braces."""
+
 
 class Package(Struct, frozen=True, kw_only=True):
     """A package that is installed into a prepared layer.
@@ -39,7 +51,7 @@ class Verified(Struct, frozen=True, kw_only=True):
 
 
 class Engine(Struct, frozen=True, kw_only=True):
-    """One engine. `arguments`, `environment` and `files` may contain the placeholders of `launch.PLACEHOLDERS`."""
+    """One engine. `arguments`, `environment` and `files` may contain the placeholders of PLACEHOLDERS."""
 
     name: str
     title: str

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from gibil_bot.agent_task import AgentPlan
-from gibil_bot.agents.engine import Engine, Package
+from gibil_bot.agents.engine import PLACEHOLDERS, Engine, Package
 from gibil_bot.errors import UsageError
 from gibil_bot.model import TaskPlan
 from gibil_bot.scripts.templates import script, text
@@ -22,7 +22,7 @@ INSTALL_TIMEOUT_S = 900.0
 OLD_HOME = "/root"
 """The HOME of a machine's other tasks."""
 
-_PLACEHOLDER = re.compile(r"\{(url|token|model|max_turns|home|checkout|prompt_file|engine)\}")
+_PLACEHOLDER = re.compile(rf"\{{({'|'.join(PLACEHOLDERS)})\}}")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]{0,199}")
 _FILE_VARIABLE = "GIBIL_AGENT_FILE_"
 

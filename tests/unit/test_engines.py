@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gibil_bot.agents.engines.loading import ENGINE, PACKAGE, PLACEHOLDERS, SHIPPED, default_engine, load_engines, parse_engine
+from gibil_bot.agents.engine import PLACEHOLDERS
+from gibil_bot.agents.engines.loading import ENGINE, PACKAGE, SHIPPED, default_engine, load_engines, parse_engine
 from gibil_bot.agents.launch import install_task, program_of
 from gibil_bot.errors import ConfigurationError, InvalidWorkflow
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from gibil_bot.agents.engine import Engine, Package, Verified
+from gibil_bot.agents.engine import PLACEHOLDERS, Engine, Package, Verified
 from gibil_bot.errors import ConfigurationError, InvalidWorkflow
 from gibil_bot.humanize import nearest
 from gibil_bot.limits import MOST_GLOB, WORKFLOW_FILE_BYTES
@@ -21,18 +21,6 @@ from gibil_bot.planning.yaml_nodes import Node, read_yaml
 
 SHIPPED = Path(__file__).parent
 MOST_FILES = 50
-
-PLACEHOLDERS: Mapping[str, str] = {
-    "url": "the address of the model proxy on the machine, without a slash at its end",
-    "token": "the task's token, which the proxy takes as the key; not in arguments, which every process of a machine can read",
-    "model": "the model",
-    "max_turns": "the most turns",
-    "home": "the agent's HOME",
-    "checkout": "the folder of the repository",
-    "prompt_file": "the file with the prompt",
-    "engine": "the folder of the engine's packages",
-}
-"""What `arguments`, `environment` and `files` may contain in braces."""
 
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
