@@ -76,6 +76,16 @@ class Usage(Struct, frozen=True, kw_only=True, omit_defaults=True):
             is_estimated=self.is_estimated or other.is_estimated,
         )
 
+    def __sub__(self, other: Usage) -> Usage:
+        return Usage(
+            input=self.input - other.input,
+            cache_read=self.cache_read - other.cache_read,
+            cache_write_5m=self.cache_write_5m - other.cache_write_5m,
+            cache_write_1h=self.cache_write_1h - other.cache_write_1h,
+            output=self.output - other.output,
+            is_estimated=self.is_estimated or other.is_estimated,
+        )
+
 
 class Rates(Struct, frozen=True, kw_only=True):
     """USD per million tokens of each count of `Usage`."""
@@ -196,6 +206,18 @@ class Spent(Struct, frozen=True, kw_only=True, omit_defaults=True):
             refused=self.refused + other.refused,
             seconds=self.seconds + other.seconds,
         )
+
+
+class FailedTask(Struct, frozen=True, kw_only=True):
+    """A task whose failure the agent should know."""
+
+    name: str
+    exit_status: int | None = None
+    """None: it was stopped."""
+    output: str = ""
+    """Its end, redacted."""
+    findings: tuple[str, ...] = ()
+    """One line each: file, line and message."""
 
 
 class AgentState(Struct, omit_defaults=True):

@@ -13,6 +13,7 @@ from datetime import datetime
 
 from msgspec import Struct, field
 
+from gibil_bot.agent_task import FailedTask
 from gibil_bot.agents.plain_text import plain, visible, without_comments
 from gibil_bot.github import markdown
 from gibil_bot.humanize import count
@@ -44,18 +45,6 @@ _NAME = re.compile(r"[^A-Za-z0-9._-]+")
 _HEADER = re.compile(rb"^(?=diff --git )", re.MULTILINE)
 
 
-class FailedTask(Struct, frozen=True, kw_only=True):
-    """A task whose failure the agent should know."""
-
-    name: str
-    exit_status: int | None = None
-    """None: it was stopped."""
-    output: str = ""
-    """Its end, redacted."""
-    findings: tuple[str, ...] = ()
-    """One line each: file, line and message."""
-
-
 class Remark(Struct, frozen=True, kw_only=True):
     """A comment of a person with write permission, which wasn't edited since the request."""
 
@@ -71,7 +60,8 @@ class Round(Struct, frozen=True, kw_only=True):
 
     answer: str = ""
     """What it said last."""
-    changed: tuple[str, ...] = ()
+    changed: int = 0
+    """How many files differed after it from those before the agent's work."""
     failed: tuple[FailedTask, ...] = ()
     """The tasks that failed after it."""
 
@@ -117,7 +107,6 @@ class Context(Struct, frozen=True, kw_only=True):
     """Instead of a pull request."""
     failed: tuple[FailedTask, ...] = ()
     rounds: tuple[Round, ...] = ()
-    is_trusted: bool = False
     replaced_files: tuple[str, ...] = ()
     """Instruction files of the head that the agent doesn't see."""
 
@@ -306,11 +295,7 @@ def _end(text: str, limit: int) -> str:
 def _rounds(rounds: Sequence[Round]) -> str:
     lines: list[str] = []
     for number, each in enumerate(rounds, 1):
-        lines.append(
-            f"Attempt {number} changed {', '.join(_one_line(path, 200) for path in each.changed[:MOST_NAMED]) or 'no file'}."
-        )
-        if len(each.changed) > MOST_NAMED:
-            lines.append(f"It changed {len(each.changed) - MOST_NAMED:,} more files.")
+        lines.append(f"After attempt {number}, {count(each.changed, 'changed file')} in all.")
         if each.answer.strip():
             lines += ["The agent said:", markdown.cut(_written(each.answer), INLINE_BYTES)]
         if each.failed:

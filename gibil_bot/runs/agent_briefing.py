@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gibil_bot import git
-from gibil_bot.agents.context import CheckoutText, Context, FailedTask, Prompt, PullRequestText, Round, assemble
+from gibil_bot.agent_task import FailedTask
+from gibil_bot.agents.context import CheckoutText, Context, Prompt, PullRequestText, Round, assemble
 from gibil_bot.agents.engine import Engine
 from gibil_bot.agents.instructions import PutBack, Replaced, base_files, put_back, replace, steering_globs
 from gibil_bot.agents.pull_request import Trigger, pull_request_context
@@ -55,7 +56,6 @@ class PullRequestBriefing(Briefing):
                 pull_request=self._pull,
                 failed=tuple(failed),
                 rounds=tuple(rounds),
-                is_trusted=self._run.source.trust is Trust.TRUSTED,
                 replaced_files=self._replaced.removed if self._replaced is not None else (),
             ),
             self._boundary,
@@ -114,7 +114,6 @@ class CheckoutBriefing(Briefing):
             checkout=self._checkout,
             failed=tuple(failed),
             rounds=tuple(rounds),
-            is_trusted=True,
         )
         return assemble(context, self._boundary, workspace=WORKSPACE, folder=f"{folder}/context")
 

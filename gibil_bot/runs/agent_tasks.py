@@ -18,11 +18,11 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from gibil_bot.agent_task import AgentResult, AgentState, Spent
+from gibil_bot.agent_task import AgentResult, AgentState, FailedTask, Spent
 from gibil_bot.agents.account import Account
 from gibil_bot.agents.archive import archive_of
 from gibil_bot.agents.budget import WatchedBudget, account_of, describe, limits_of, open_budget, summary_of
-from gibil_bot.agents.context import FailedTask, Prompt, Round
+from gibil_bot.agents.context import Prompt, Round
 from gibil_bot.agents.dialects import new_dialect
 from gibil_bot.agents.launch import launch, model_of
 from gibil_bot.agents.output import AgentOutput
@@ -317,7 +317,7 @@ class AgentTask:
                 status, sentence = TaskStatus.FAILURE, f"{names} still fails after {_rounds(number)} of the agent's work."
             if number >= self._plan.rounds:
                 break
-            rounds.append(Round(answer=self.result.answer, failed=failing))
+            rounds.append(Round(answer=self.result.answer, changed=changed_files, failed=failing))
         self.result = replace(self.result, ended=sentence)
         review = None
         if self._plan.output == "review" and status is TaskStatus.SUCCESS:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from gibil_bot.agent_task import AgentResult
-from gibil_bot.agents.context import FailedTask, Prompt, Round
-from gibil_bot.agents.engine import Engine
+from gibil_bot.agent_task import AgentResult, FailedTask
 from gibil_bot.model import Machine, Notification, TaskPlan, TaskStatus
 from gibil_bot.ports import Provider, Shell
 from gibil_bot.runs.machine_room import MachineRoom
+
+if TYPE_CHECKING:
+    from gibil_bot.agents.context import Prompt, Round
+    from gibil_bot.agents.engine import Engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

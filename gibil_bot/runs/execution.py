@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from gibil_bot.agent_task import AgentState
-from gibil_bot.agents.context import FailedTask
+from gibil_bot.agent_task import AgentState, FailedTask
 from gibil_bot.clock import now
 from gibil_bot.errors import JobLost, JobNotStarted, MachineLost, SSHError, StoreError, UsageError
 from gibil_bot.model import Claim, Conclusion, Exit, Plan, Refusals, TaskPlan, TaskResult, TaskStatus
@@ -329,7 +328,7 @@ class Execution:
         try:
             if task.agent is not None:
                 agent = await self._work_of_agent(index, task, extra, paths, log, result, left_s, stops)
-                result, stopped = self.results[index], agent.status
+                stopped = agent.status
             else:
                 ended, stopped = await self._work_of_script(index, task, environment, log, left_s, stops)
             failed = agent is None and stopped is None and (ended is None or ended.status != 0)
@@ -365,8 +364,6 @@ class Execution:
         finally:
             self._log = None
         exit_status = ended.status if ended is not None else None
-        if task.agent is not None:
-            result = replace(result, agent=self.results[index].agent)  # what was used so far, however it ended
         if agent is not None:
             exit_status = agent.exit_status
             problem = agent.detail if agent.status is not TaskStatus.CANCELLED else ""
@@ -377,7 +374,7 @@ class Execution:
                 result = replace(result, agent=replace(agent.result, ended=problem))
             if agent.review is not None:
                 await self._runs.record(self._claim, [agent.review])
-        elif (so_far := self.results[index].agent) is not None:
+        elif (so_far := self.results[index].agent) is not None:  # what was used so far
             result = replace(result, agent=replace(so_far, ended=problem))
         result = replace(
             result,

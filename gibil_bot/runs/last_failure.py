@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gibil_bot.agents.context import FailedTask
+from gibil_bot.agent_task import FailedTask
 from gibil_bot.model import Conclusion, Plan, Run
 from gibil_bot.ports import RunStore
 

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 
 import pytest
 
+from gibil_bot.agent_task import FailedTask
 from gibil_bot.agents.context import (
     FILES_BYTES,
     PROMPT_BYTES,
     Context,
-    FailedTask,
     PullRequestText,
     Remark,
     Round,
@@ -96,7 +96,7 @@ def test_long_data_is_in_files_and_every_file_is_marked_as_data() -> None:
         prompt="p",
         pull_request=pull(body="b" * 10_000, diff=file_of_diff("a", 2000)),
         failed=(FailedTask(name="../..//etc/passwd", output="x" * 10_000), FailedTask(name="test", output="short")),
-        rounds=(Round(answer="Tried.", changed=("a",), failed=(FailedTask(name="test", output="y" * 100_000 + "\nend"),)),),
+        rounds=(Round(answer="Tried.", changed=1, failed=(FailedTask(name="test", output="y" * 100_000 + "\nend"),)),),
     )
     prompt = assemble(context, BOUNDARY, workspace="/root/project", folder="/data")
     assert set(prompt.files) == {"pull-request.md", "diff.patch", "failed-1-test.txt"}
