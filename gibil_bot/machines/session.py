@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -29,7 +28,7 @@ from gibil_bot.model import Exit, Job, Machine
 from gibil_bot.ports import Provider, Shell
 from gibil_bot.providers.lifecycle import MachineFactory
 from gibil_bot.providers.optional import refusals
-from gibil_bot.scripts.commands import LEADER, LOAD_ENVIRONMENT, enter_home
+from gibil_bot.scripts.commands import LOAD_ENVIRONMENT, user_command
 from gibil_bot.ssh.answers import exit_status, printable
 from gibil_bot.ssh.answers import number as whole_number
 from gibil_bot.ssh.jobs import JOBS_BYTES, JobEntry, list_jobs_command, print_job, read_jobs
@@ -146,12 +145,7 @@ class MachineSession:
             return None if on_output is None else on_output(stream, data)
 
         tag = tag or new_tag()
-        if cwd == "/root" and not variables:
-            script = enter_home(command)
-        else:
-            script = (
-                f'{_prelude(variables)}{change_directory}export {LEADER}=$$; exec "${{BASH:-sh}}" -c {shlex.quote(command)}'
-            )
+        script = user_command(command, enter=change_directory, variables=unprefix_line(variables))
         try:
             result = await self._shell.run(
                 script,

@@ -67,9 +67,14 @@ def run_command(tag: str, script: str, *, with_env: bool) -> str:
     return f"export GIBIL_JOB={tag};{script}"
 
 
+def user_command(command: str, *, enter: str, variables: str = "") -> str:
+    """Return POSIX sh that loads the machine's environment and runs a user's command. `variables`, `enter`: sh before it."""
+    return f'{LOAD_ENVIRONMENT}; {variables}{enter}export {LEADER}=$$; exec "${{BASH:-sh}}" -c {shlex.quote(command)}'
+
+
 def enter_home(command: str) -> str:
     """Return POSIX sh that loads the machine's environment and runs a user's command in /root."""
-    return f'{LOAD_ENVIRONMENT}; cd /root || exit 1; export {LEADER}=$$; exec "${{BASH:-sh}}" -c {shlex.quote(command)}'
+    return user_command(command, enter="cd /root || exit 1; ")
 
 
 def read_plain_command(command: str) -> tuple[str, str] | None:
