@@ -40,12 +40,14 @@ class Glob:
             text += "**"
         elif not _WILDCARD.search(text):
             text += "\0"  # the end, or a slash and anything
-        self._parents = _literal_parents(fold(text) if folded else text)
+        if folded:
+            text = fold(text)
+        self._parents = _literal_parents(text)
         self._parent_globs: tuple[Glob, ...] | None = None
         self._characters: dict[str, int] = {}
         self._any = self._folder = self._one = self._skip_one = self._skip_three = self._rest = 0
-        self._last = self._compile(fold(text) if folded else text)
-        self._literal = max(_WILDCARDS.split((fold(text) if folded else text).rstrip("\0")), key=len)
+        self._last = self._compile(text)
+        self._literal = max(_WILDCARDS.split(text.rstrip("\0")), key=len)
 
     def matches(self, path: str) -> bool:
         """Return whether the glob matches the path."""
@@ -66,11 +68,10 @@ class Glob:
                 return False
         return bool(states & self._last)
 
-    def is_parent(self, path: str) -> bool:
-        """Return whether the path is one of the folders that the glob names: a file or a link there replaces them all."""
-        return self._is_parent(fold(path) if self._folded else path)
-
     def _is_parent(self, path: str) -> bool:
+        """Return whether a path, folded already, is one of the folders that the glob names: a file or a link there replaces
+        them all.
+        """
         if self._parent_globs is None:
             prefixes = _prefixes(self.pattern)
             self._parent_globs = tuple(Glob(each, folded=self._folded) for each in prefixes)
@@ -128,11 +129,6 @@ class Glob:
 def globs(patterns: tuple[str, ...], *, folded: bool = False) -> tuple[Glob, ...]:
     """Return compiled globs. Raises ValueError."""
     return tuple(Glob(pattern, folded=folded) for pattern in patterns)
-
-
-def matches_any(path: str, compiled: Iterable[Glob]) -> bool:
-    """Return whether one of the globs matches the path."""
-    return any(glob.matches(path) for glob in compiled)
 
 
 def is_same_file(path: str, patterns: Iterable[str]) -> bool:

@@ -143,7 +143,7 @@ def problem_with(entry: str) -> str:
         return ""
     if _WORD.fullmatch(text):
         return f"is neither a host nor a registry{nearest(text, REGISTRIES)}; registries are {', '.join(REGISTRIES)}"
-    if "//" in text or "/" in text:
+    if "/" in text:
         return "has to be a host without a scheme, path or network, as in `docs.python.org`"
     found = _HOST.fullmatch(text)
     if not found or len(found["host"]) > 253:

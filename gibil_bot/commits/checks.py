@@ -192,7 +192,7 @@ async def _check(repository: Path, collected: Collected, policy: CommitPolicy) -
     most_listed = max(policy.most_files, _MOST_LISTED)
     differences = await objects.changes(repository, pairs, most=most_listed, too_many=too_many)
     # In threads: names are the machine's, and thousands of long ones take seconds.
-    kept, dropped = await asyncio.to_thread(_select, found, pairs, differences, policy)
+    kept, dropped = await asyncio.to_thread(_select, pairs, differences, policy)
     files = sorted({change.path for _, changes in kept for change in changes})
     if policy.strict and dropped:
         problems.add(
@@ -210,7 +210,7 @@ async def _check(repository: Path, collected: Collected, policy: CommitPolicy) -
     total = await _check_contents(repository, kept, policy, problems, scanning)
     if not policy.linear:
         await _check_each(repository, found, head, base, most_listed, policy, problems, scanning, linked)
-    await _check_names(repository, base, found[-1] if found else None, set(files), set(dropped), problems)
+    await _check_names(repository, base, found[-1] if found else None, differences, set(files), set(dropped), problems)
     long = {commit.sha for commit in found if len(commit.message.encode()) > MOST_MESSAGE_BYTES}
     for sha in long:
         problems.add("MESSAGE", f"the message of commit {sha[:7]} is longer than {MOST_MESSAGE_BYTES // 1024} KiB")
@@ -267,7 +267,6 @@ def _check_history(commits: Sequence[Commit], base: str, problems: _Problems) ->
 
 
 def _select(
-    commits: Sequence[Commit],
     pairs: Sequence[tuple[str, str]],
     differences: Mapping[tuple[str, str], Sequence[Change]],
     policy: CommitPolicy,
@@ -504,13 +503,21 @@ async def _scan_headers(repository: Path, commits: Sequence[Commit], scanning: _
 
 
 async def _check_names(
-    repository: Path, base: str, head: Commit | None, files: set[str], dropped: set[str], problems: _Problems
+    repository: Path,
+    base: str,
+    head: Commit | None,
+    differences: Mapping[tuple[str, str], Sequence[Change]],
+    files: set[str],
+    dropped: set[str],
+    problems: _Problems,
 ) -> None:
     """Reject new names that are the same as another name of their folder to a file system that ignores case."""
     if head is None:
         return
     pair = (base, head.sha)
-    listed = (await objects.changes(repository, [pair], most=_MOST_LISTED, too_many="too many files changed"))[pair]
+    listed = differences.get(pair)
+    if listed is None:  # of several commits
+        listed = (await objects.changes(repository, [pair], most=_MOST_LISTED, too_many="too many files changed"))[pair]
     kept = files.union(*map(paths.parents_of, files))
     # A file whose deletion is dropped remains.
     remaining = {change.path for change in listed if change.new is None and change.path in dropped}

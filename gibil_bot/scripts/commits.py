@@ -8,8 +8,6 @@ import shlex
 from gibil_bot.scripts.clone import WORKSPACE
 from gibil_bot.scripts.templates import script
 
-NO_REVISION = 3
-"""Exit status: the revision doesn't name a commit."""
 NOT_DESCENDED = 4
 """Exit status: the commits don't descend from the base."""
 CONFLICT = 5
@@ -17,8 +15,6 @@ CONFLICT = 5
 
 PUSHED_ALL = 6
 """Exit status: the pushed commit contains all of the workspace."""
-PUSHED_SOME = 7
-"""Exit status: the workspace has commits or changed files that the pushed commit doesn't have."""
 
 OUTGOING = "refs/gibil/outgoing"
 """The head in a bundle."""
