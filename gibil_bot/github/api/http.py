@@ -20,6 +20,7 @@ from gibil_bot.model import Priority
 _T = TypeVar("_T")
 # Tokens of every kind, including the long ones introduced in 2026 with dots and dashes.
 _TOKEN = re.compile(r"\b(?:gh[a-z]|github_pat)_[A-Za-z0-9._-]+")
+_LAST_PAGE = re.compile(r'[?&]page=(\d{1,6})[^>]*>; rel="last"')
 
 
 class Unanswered(Exception):
@@ -54,6 +55,15 @@ class Answer:
                 status=self.status,
                 retry_after_s=60,
             ) from None
+
+    @property
+    def last_page(self) -> int:
+        """Return the number of a list's last page, by the answer with its first one; 1 if there is no other.
+
+        https://docs.github.com/en/rest/using-the-rest-api/using-pagination-in-the-rest-api#using-link-headers
+        """
+        found = _LAST_PAGE.search(self.headers.get("link", ""))
+        return int(found[1]) if found else 1
 
     @property
     def message(self) -> str:

@@ -5,7 +5,6 @@ If an earlier attempt may have succeeded, it searches for the object before it c
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
@@ -22,7 +21,6 @@ _REPEATED_FAILURES = RetryPolicy(attempts=None, first_wait_s=RETRY_AFTER_S, long
 """A notification that keeps failing is retried less and less often."""
 _GONE = frozenset({404, 410})
 _INVALID = frozenset({422})
-_LAST_PAGE = re.compile(r'[?&]page=(\d{1,6})[^>]*>; rel="last"')
 
 
 class _Created(msgspec.Struct):
@@ -213,8 +211,7 @@ class Publisher:
             for comment in answer.read(list[_Comment]):
                 yield comment
             if page == 1:
-                match = _LAST_PAGE.search(answer.headers.get("link", ""))
-                last = page = int(match[1]) if match else 1
+                last = page = answer.last_page
             else:
                 page -= 1
             if page <= 1 or last <= 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable
 from datetime import datetime
 
@@ -19,7 +18,6 @@ MOST_PAGES = 3
 TREE_BYTES = 16 * 1024 * 1024
 """GitHub cuts a recursive tree at 100,000 entries or 7 MB itself: https://docs.github.com/en/rest/git/trees#get-a-tree"""
 
-_LAST_PAGE = re.compile(r'[?&]page=(\d{1,6})[^>]*>; rel="last"')
 _PER_PAGE = 100
 _MODES = ("100644", "100755")
 _SYMLINK = "120000"
@@ -95,11 +93,10 @@ class PullRequestContents:
     async def _conversation(self, repository: str, number: int) -> list[_Comment]:
         route = "/repos/{repository}/issues/{number}/comments"
         first = await self._get(route, repository, query={"per_page": _PER_PAGE}, number=number)
-        last = _LAST_PAGE.search(first.headers.get("link", ""))
-        if last is None:
+        newest = first.last_page
+        if newest == 1:
             return first.read(list[_Comment])
         found: list[_Comment] = []
-        newest = int(last[1])
         for page in range(max(1, newest - MOST_PAGES + 1), newest + 1):
             answer = await self._get(route, repository, query={"per_page": _PER_PAGE, "page": page}, number=number)
             found += answer.read(list[_Comment])
