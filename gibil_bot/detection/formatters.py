@@ -12,23 +12,21 @@ from typing import Any
 
 from gibil_bot.detection import ci_hints
 from gibil_bot.detection.facts import Candidate, Evidence, Facts, Runtime
-from gibil_bot.detection.linters import RunsScripts, hooks_reachable
+from gibil_bot.detection.linters import BIOME, PRE_COMMIT, RunsScripts, hooks_reachable, in_ci
 from gibil_bot.detection.project import Project
 from gibil_bot.detection.values import shown, string, table
 
-_PRE_COMMIT = ".pre-commit-config.yaml"
 _HOOKS = re.compile(
     r"^\s{0,20}-?\s{0,9}id:\s{0,9}[\"']?(ruff-format|black(?:-jupyter)?|prettier|gofmt|go-fmt|cargo-fmt|fmt|rustfmt|isort|clang-format"
     r"|yapf|autopep8|end-of-file-fixer|trailing-whitespace|pretty-format-\w+|shfmt)\b",
     re.MULTILINE,
 )
-WANTED = (_PRE_COMMIT, "pyproject.toml", "setup.cfg", ".style.yapf", *ci_hints.WANTED)
+WANTED = (PRE_COMMIT, "pyproject.toml", "setup.cfg", ".style.yapf", *ci_hints.WANTED)
 
 _PRETTIER = (
     *(f".prettierrc{ending}" for ending in ("", ".json", ".json5", ".yml", ".yaml", ".toml", ".js", ".cjs", ".mjs", ".ts")),
     *(f"prettier.config.{ending}" for ending in ("js", "cjs", "mjs", "ts")),
 )
-_BIOME = ("biome.json", "biome.jsonc")
 _SCRIPTS = ("format", "fmt", "format:write", "format:fix", "prettier", "prettier:write", "style:fix")
 _WRITES = re.compile(r"(?:prettier|biome|dprint|oxfmt)\b.{0,200}(?:--write\b|-w\b|\bfmt\b)")
 
@@ -47,14 +45,14 @@ def facts(project: Project) -> Facts | None:
 
 def _pre_commit(project: Project) -> Iterator[Candidate]:
     """pre-commit, if one of its hooks formats. Its status 1 means that hooks changed files, or that linters found something."""
-    hook = _HOOKS.search(project.text(_PRE_COMMIT) or "")
+    hook = _HOOKS.search(project.text(PRE_COMMIT) or "")
     if hook is not None:
         check, otherwise = hooks_reachable(project)
         once = 'uvx pre-commit run --all-files "$@"'
         yield Candidate(
             run=f"{once} || {once} || test $? -eq 1",
             shown="uvx pre-commit run --all-files",
-            evidence=project.evidence(_PRE_COMMIT, hook[1], hook[1]),
+            evidence=project.evidence(PRE_COMMIT, hook[1], hook[1]),
             needs=("uvx",),
             check=check,
             otherwise=otherwise,
@@ -66,7 +64,7 @@ def _python(project: Project) -> Iterator[Candidate]:
     tools = table(project.toml("pyproject.toml").get("tool"))
     config = project.first("ruff.toml", ".ruff.toml")
     evidence = Evidence(path=config) if config else project.evidence("pyproject.toml", "[tool.ruff", "tool.ruff")
-    command = _in_ci(project, r"(?:\S{1,40} run )?(?:ruff|uvx ruff) format\b.*")
+    command = in_ci(project, r"(?:\S{1,40} run )?(?:ruff|uvx ruff) format\b.*")
     if command is not None or "format" in table(tools.get("ruff")):
         yield Candidate(run="uvx ruff format", evidence=command.evidence() if command else evidence, needs=("uvx",), rank=50)
     elif "black" in tools:
@@ -88,7 +86,7 @@ def node(project: Project, manifest: dict[str, Any], manager: RunsScripts) -> tu
         return (Candidate(run=manager.script(name), evidence=evidence, needs=manager.needs, rank=30),)
     depends = {**table(manifest.get("dependencies")), **table(manifest.get("devDependencies"))}
     for files, package, run in (
-        (_BIOME, "@biomejs/biome", "npx @biomejs/biome format --write ."),
+        (BIOME, "@biomejs/biome", "npx @biomejs/biome format --write ."),
         (_PRETTIER, "prettier", "npx prettier --write ."),
     ):
         path = project.first(*files)
@@ -107,7 +105,3 @@ def go(project: Project) -> tuple[Candidate, ...]:
 def rust(project: Project) -> tuple[Candidate, ...]:
     config = project.first("rustfmt.toml", ".rustfmt.toml")
     return (Candidate(run="cargo fmt --all", evidence=Evidence(path=config or "Cargo.toml"), needs=("rustfmt",), rank=50),)
-
-
-def _in_ci(project: Project, pattern: str) -> ci_hints.Command | None:
-    return next((command for command in ci_hints.commands(project, linting=True) if re.fullmatch(pattern, command.run)), None)

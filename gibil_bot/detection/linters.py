@@ -34,11 +34,11 @@ _ESLINT = (
     *(f"eslint.config.{ending}" for ending in ("js", "mjs", "cjs", "ts", "mts")),
     *(f".eslintrc{ending}" for ending in ("", ".js", ".cjs", ".json", ".yml", ".yaml")),
 )
-_BIOME = ("biome.json", "biome.jsonc")
+BIOME = ("biome.json", "biome.jsonc")
 _GOLANGCI = (".golangci.yml", ".golangci.yaml", ".golangci.toml", ".golangci.json")
-_PRE_COMMIT = ".pre-commit-config.yaml"
+PRE_COMMIT = ".pre-commit-config.yaml"
 _HOOKS = re.compile(r"repo:\s{0,9}[\"']?(https://[\w.-]+/[\w./~-]+)")
-WANTED = (_PRE_COMMIT, "pyproject.toml", "setup.cfg", "tox.ini", *ci_hints.WANTED)
+WANTED = (PRE_COMMIT, "pyproject.toml", "setup.cfg", "tox.ini", *ci_hints.WANTED)
 
 _CHANGES = re.compile(r"--(?:fix|write)\b")
 _SCRIPTS = (
@@ -62,15 +62,15 @@ def facts(project: Project) -> Facts | None:
 
 
 def _pre_commit(project: Project) -> Iterator[Candidate]:
-    if project.has(_PRE_COMMIT):
+    if project.has(PRE_COMMIT):
         run = "uvx pre-commit run --all-files --show-diff-on-failure"
         check, otherwise = hooks_reachable(project)
-        yield Candidate(run=run, evidence=Evidence(path=_PRE_COMMIT), needs=("uvx",), check=check, otherwise=otherwise, rank=14)
+        yield Candidate(run=run, evidence=Evidence(path=PRE_COMMIT), needs=("uvx",), check=check, otherwise=otherwise, rank=14)
 
 
 def hooks_reachable(project: Project) -> tuple[str, str]:
     """Return the condition that pre-commit can fetch its hooks, and what it means if it can't: another linter may run then."""
-    url = next((url for _, line in short_lines(project, _PRE_COMMIT) for url in _HOOKS.findall(line)), "")
+    url = next((url for _, line in short_lines(project, PRE_COMMIT) for url in _HOOKS.findall(line)), "")
     if not url:
         return "", ""
     return f"timeout 20 git ls-remote -q {shlex.quote(url)} HEAD", f"its hooks at {url} can't be fetched from this machine"
@@ -91,7 +91,7 @@ def _node(project: Project, manifest: dict[str, Any], manager: RunsScripts) -> I
         return
     depends = {**table(manifest.get("dependencies")), **table(manifest.get("devDependencies"))}
     for files, package, run in (
-        (_BIOME, "@biomejs/biome", "npx @biomejs/biome ci ."),
+        (BIOME, "@biomejs/biome", "npx @biomejs/biome ci ."),
         (_ESLINT, "eslint", "npx eslint ."),
         ((), "xo", "npx xo"),
         ((), "standard", "npx standard"),
@@ -130,7 +130,7 @@ def _go(project: Project) -> Iterator[Candidate]:
         yield Candidate(
             run="go vet ./...", evidence=Evidence(path=config, text="golangci-lint isn't available"), needs=("go",), rank=65
         )
-    elif command := _in_ci(project, r"go vet\b.*"):
+    elif command := in_ci(project, r"go vet\b.*"):
         yield Candidate(run="go vet ./...", evidence=command.evidence(), needs=("go",), rank=50)
 
 
@@ -139,7 +139,7 @@ def rust(project: Project) -> tuple[Candidate, ...]:
 
 
 def _rust(project: Project) -> Iterator[Candidate]:
-    if command := _in_ci(project, r"cargo clippy\b.*"):
+    if command := in_ci(project, r"cargo clippy\b.*"):
         plain = shlex.join(command.run.split()) == command.run and command.literal
         yield Candidate(
             run=command.run if plain else "cargo clippy", evidence=command.evidence(), needs=("cargo-clippy",), rank=50
@@ -148,7 +148,7 @@ def _rust(project: Project) -> Iterator[Candidate]:
         yield Candidate(run="cargo clippy", evidence=Evidence(path=config), needs=("cargo-clippy",), rank=50)
     if config := project.first("rustfmt.toml", ".rustfmt.toml"):
         yield Candidate(run="cargo fmt --check", evidence=Evidence(path=config), needs=("rustfmt",), rank=60)
-    elif command := _in_ci(project, r"cargo fmt\b.*--check.*"):
+    elif command := in_ci(project, r"cargo fmt\b.*--check.*"):
         yield Candidate(run="cargo fmt --check", evidence=command.evidence(), needs=("rustfmt",), rank=60)
 
 
@@ -179,7 +179,7 @@ def _php(project: Project) -> Iterator[Candidate]:
 
 
 def _shell(project: Project) -> Iterator[Candidate]:
-    command = _in_ci(project, r"shellcheck\b.*")
+    command = in_ci(project, r"shellcheck\b.*")
     config = project.first(".shellcheckrc")
     if (command or config) and any(path.endswith((".sh", ".bash")) for path in project.paths):
         evidence = command.evidence() if command else Evidence(path=config or ".shellcheckrc")
@@ -187,5 +187,6 @@ def _shell(project: Project) -> Iterator[Candidate]:
         yield Candidate(run=run, evidence=evidence, needs=("shellcheck",), rank=62)
 
 
-def _in_ci(project: Project, pattern: str) -> ci_hints.Command | None:
+def in_ci(project: Project, pattern: str) -> ci_hints.Command | None:
+    """Return the CI's first command that matches as a whole."""
     return next((command for command in ci_hints.commands(project, linting=True) if re.fullmatch(pattern, command.run)), None)
