@@ -14,7 +14,7 @@ from decimal import Decimal
 from enum import IntEnum, StrEnum
 from typing import Any, Literal
 
-from msgspec import Struct, field
+from msgspec import Struct, field, structs
 
 from gibil_bot.agent_task import AgentPlan, AgentResult, AgentState
 
@@ -479,6 +479,10 @@ class CommitPlan(Struct, frozen=True, kw_only=True):
     """What happens if the branch has moved meanwhile."""
     strict: bool = False
     """Changes of other paths reject the commits, instead of being dropped."""
+
+    def as_patch(self) -> CommitPlan:
+        """Return the same plan with a patch as its result."""
+        return structs.replace(self, to="patch", branch=None, pull_request=None)
 
 
 class Plan(Struct, frozen=True, kw_only=True):

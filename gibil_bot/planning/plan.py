@@ -191,7 +191,7 @@ def _plan(catalogue: Catalogue, workflow: Workflow, inputs: dict[str, str], even
     if commit is not None and commit.to != "patch" and event.trust is not Trust.TRUSTED and not event.is_by_agent:
         because = f", because {event.untrusted_because}" if event.untrusted_because else ""
         notes.append(f"Its changes become a patch instead of commits: the run is untrusted{because}.")
-        commit = structs.replace(commit, to="patch", branch=None, pull_request=None)
+        commit = commit.as_patch()
     if commit is not None and commit.to != "patch" and not event.may_commit:
         raise Unsupported(
             f"{workflow.title} commits its changes, but the App may only read contents here: an owner of "

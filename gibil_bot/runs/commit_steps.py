@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import shutil
 from abc import ABC, abstractmethod
@@ -33,7 +32,7 @@ from gibil_bot.lfs.pointers import basic_authorization
 from gibil_bot.model import CommitPlan, CommitProgress, Plan, PullRequestRequest, Repository, Run, Trust
 from gibil_bot.ports import GitData, GitHub, Shell
 from gibil_bot.retry import RetryPolicy
-from gibil_bot.runs.logs import free_above_floor
+from gibil_bot.runs.logs import check_room
 from gibil_bot.runs.redact import Redactor
 from gibil_bot.runs.run_commits import BranchClosed, BranchMoved, Changes, ChangesRejected, PushNotAllowed, Target
 from gibil_bot.runs.run_files import RunFiles
@@ -96,6 +95,7 @@ class _CheckedChanges(ABC):
     def __init__(self, policy: CommitPolicy, redactor: Redactor, folder: Path, logs: Path, files: RunFiles) -> None:
         """`folder`: of these steps, deleted afterwards; `logs`, `files`: see CommitTools."""
         self._policy = policy
+        self._most_bundle_bytes = max(_MOST_BUNDLE_BYTES, 2 * policy.most_bytes)
         self._files = files
         self._redactor = redactor
         self._folder = folder
@@ -151,8 +151,7 @@ class _CheckedChanges(ABC):
             source, self._remark = await collecting.choose(shell, base, plan.message, name=_NAME)
         self._bundles += 1
         into = self._folder / f"{self._bundles}.bundle"
-        most = max(_MOST_BUNDLE_BYTES, 2 * self._policy.most_bytes)
-        return await collecting.collect(shell, base, into, name=_NAME, source=source, most_bytes=most)
+        return await collecting.collect(shell, base, into, name=_NAME, source=source, most_bytes=self._most_bundle_bytes)
 
     async def _stored(self, run: Run) -> Collected:
         """Return the stored changes of the run, or of the one that it applies. Raises ChangesRejected, HostUnavailable."""
@@ -182,7 +181,7 @@ class _CheckedChanges(ABC):
 
         if await asyncio.to_thread(are_wanted, self._folder):
             return self._folder
-        most, names = max(_MOST_BUNDLE_BYTES, 2 * self._policy.most_bytes), (_BUNDLE_FACTS, _BUNDLE)
+        names, most = (_BUNDLE_FACTS, _BUNDLE), self._most_bundle_bytes
         try:
             return await self._files.copy(of.id, of.hosts, names, self._folder, most_bytes=most, are_wanted=are_wanted)
         except OSError as error:
@@ -441,7 +440,7 @@ def as_patch(plan: Plan) -> Plan:
     """Return a plan whose changes become a patch."""
     if plan.commit is None:
         return plan
-    return structs.replace(plan, commit=structs.replace(plan.commit, to="patch", branch=None, pull_request=None))
+    return structs.replace(plan, commit=plan.commit.as_patch())
 
 
 def policy_for(policy: CommitPolicy, plan: CommitPlan, redactor: Redactor) -> CommitPolicy:
@@ -500,8 +499,7 @@ def _new_folder(folder: Path) -> None:
 def _keep(found: Collected, folder: Path) -> None:
     """Store the bundle with the run, for a patch that a user applies later, or if the machine is lost. Not on a full disk."""
     try:
-        if free_above_floor(folder) < found.bytes:
-            raise OSError(errno.ENOSPC, "the bot's disk is nearly full")
+        check_room(folder, found.bytes)
         shutil.copyfile(found.bundle, folder / _BUNDLE)
         (folder / _BUNDLE_FACTS).write_bytes(msgspec.json.encode(_BundleFacts(base=found.base, head=found.head)))
     except OSError as error:

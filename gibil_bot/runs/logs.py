@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -252,6 +253,12 @@ def free_above_floor(path: int | Path) -> int:
     status = os.statvfs(path)
     floor = min(FREE_FLOOR_BYTES, status.f_blocks * status.f_frsize // 20)
     return status.f_bavail * status.f_frsize - floor
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Raise OSError if that disk has no room for so many bytes."""
+    if free_above_floor(folder) < size:
+        raise OSError(errno.ENOSPC, "the bot's disk is nearly full")
 
 
 def size_of(folder: Path, without: Path | None = None) -> int:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, cast
 
@@ -127,7 +127,6 @@ class Machine:
     access: Access
     budget: CountingBudget
     client: httpx.AsyncClient
-    opened: list[Access] = field(default_factory=list)
 
     @property
     def headers(self) -> dict[str, str]:
