@@ -24,7 +24,7 @@ from gibil_bot.machines.validation import Duration
 from gibil_bot.model import Template
 from gibil_bot.sdk import results
 from gibil_bot.sdk.results import CommandFailed, JobOutput, PullRequest, Pushed, Result, Seconds, WaitTimeout, seconds
-from gibil_bot.sdk.streams import AsyncStream, cancel_all
+from gibil_bot.sdk.streams import AsyncStream, cancel_all, run_all
 from gibil_bot.ssh.answers import printable
 from gibil_bot.ssh.jobs import JobEntry
 
@@ -412,15 +412,9 @@ class AsyncFleet(Sequence[AsyncMachine]):
         check: bool = False,
     ) -> list[Result]:
         """Run a command on all machines at once; see `AsyncMachine.run`. The first exception ends the other commands."""
-        running = [
-            asyncio.create_task(machine.run(command, cwd=cwd, env=env, input=input, timeout=timeout))
-            for machine in self._machines
-        ]
-        try:
-            found = await asyncio.gather(*running)
-        except BaseException:
-            await uncancelled(cancel_all(set(running)))
-            raise
+        found = await run_all(
+            machine.run(command, cwd=cwd, env=env, input=input, timeout=timeout) for machine in self._machines
+        )
         for machine, result in zip(self._machines, found, strict=True):
             if check and (error := _failure(machine.name, command, timeout, result)) is not None:
                 raise error

@@ -9,9 +9,9 @@ import asyncio
 import contextlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from gibil_bot.cancellation import uncancelled
 from gibil_bot.config import Settings, load_settings
@@ -27,6 +27,7 @@ from gibil_bot.model import Template
 from gibil_bot.sdk.async_machine import AsyncFleet, AsyncMachine
 from gibil_bot.sdk.background_loop import BACKGROUND
 from gibil_bot.sdk.machine import Fleet, Machine
+from gibil_bot.sdk.streams import run_all
 
 S = TypeVar("S")
 A = TypeVar("A")
@@ -112,7 +113,7 @@ class _WithService(Opening[S, A]):
         service = await self._machines()
         sessions, _notes = await service.create_several(request, count)
         machines = self._own(service, sessions)
-        await _all([wait_for(session, wait) for session in sessions])
+        await run_all(wait_for(session, wait) for session in sessions)
         return machines
 
     async def _fork(
@@ -418,15 +419,3 @@ async def _destroy_all(machines: Sequence[AsyncMachine]) -> None:
     for problem in found:
         if isinstance(problem, BaseException):
             raise problem
-
-
-async def _all(work: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Wait for all of them; the first exception cancels the others."""
-    tasks = [asyncio.create_task(each) for each in work]
-    try:
-        await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-        raise

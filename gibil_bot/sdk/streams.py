@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import codecs
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
+from gibil_bot.cancellation import uncancelled
 from gibil_bot.errors import GibilError
 from gibil_bot.machines.session import MAX_OUTPUT_BYTES, OnOutput
 from gibil_bot.sdk.results import CommandFailed, Output, Result
 
+T = TypeVar("T")
 Follow = Callable[[OnOutput], Awaitable[Result]]
 """Runs to the end of a command, and passes its output on."""
 Failure = Callable[[Result], CommandFailed | None]
@@ -122,7 +124,17 @@ class AsyncStream:
             self._arrived.set()
 
 
-async def cancel_all(running: set[asyncio.Task[Result]]) -> None:
+async def run_all(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run all at once and return the results. The first exception ends the others, which clean up before it is raised."""
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        await uncancelled(cancel_all(tasks))
+        raise
+
+
+async def cancel_all(running: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel tasks, and wait until they have cleaned up."""
     tasks = list(running)
     for task in tasks:
