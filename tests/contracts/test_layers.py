@@ -19,10 +19,19 @@ from gibil_bot.model import LayerInfo, Machine
 from gibil_bot.ports import LAYER_GONE
 from gibil_bot.providers.local.fork_server import FIRST_UID
 from gibil_bot.providers.local.layers import IN_USE, MOST_LAYERS
-from gibil_bot.providers.local.provider import LocalProvider
 from gibil_bot.providers.local.runtime_store import RuntimeStore
 from gibil_bot.providers.local.spawn import IDS
-from tests.doubles.machines import LocalLodging, alive, end_daemon, local_lodging, processes_with, shared_folder, until
+from tests.doubles.machines import (
+    LocalLodging,
+    alive,
+    end_daemon,
+    local_lodging,
+    output,
+    processes_with,
+    provider_of,
+    shared_folder,
+    until,
+)
 from tests.unit.test_runtime_store import GOOD, archive
 
 pytestmark = pytest.mark.usefixtures("local_machines")
@@ -34,11 +43,6 @@ async def lodging(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> A
         yield lodging
 
 
-def provider_of(lodging: LocalLodging) -> LocalProvider:
-    assert isinstance(lodging.provider, LocalProvider)
-    return lodging.provider
-
-
 def layer_id(number: int) -> str:
     return f"{number:08x}"
 
@@ -47,12 +51,6 @@ async def start(lodging: LocalLodging, name: str, layer: int | None = None, **mo
     return await lodging.provider.create(
         lodging.spec(name, layer=None if layer is None else layer_id(layer), memory_mb=256, **more)
     )
-
-
-async def output(lodging: LocalLodging, machine: Machine, command: str) -> str:
-    result = await lodging.run(machine, command)
-    assert result.exit_status == 0, result.stderr
-    return str(result.stdout)
 
 
 async def saved(lodging: LocalLodging, number: int, command: str, layer: int | None = None) -> LayerInfo:

@@ -13,8 +13,17 @@ import pytest
 from gibil_bot.errors import MachineNotFound, ProviderError, UsageError
 from gibil_bot.model import Machine
 from gibil_bot.ports import LAYER_GONE, Forking, Templating
-from gibil_bot.providers.local.provider import LocalProvider
-from tests.doubles.machines import LocalLodging, alive, end_daemon, local_lodging, processes_with, shared_folder, until
+from tests.doubles.machines import (
+    LocalLodging,
+    alive,
+    end_daemon,
+    local_lodging,
+    output,
+    processes_with,
+    provider_of,
+    shared_folder,
+    until,
+)
 
 pytestmark = pytest.mark.usefixtures("local_machines")
 
@@ -27,19 +36,8 @@ async def lodging(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> A
         yield lodging
 
 
-def provider_of(lodging: LocalLodging) -> LocalProvider:
-    assert isinstance(lodging.provider, LocalProvider)
-    return lodging.provider
-
-
 async def start(lodging: LocalLodging, name: str, layer: str | None = None, **more: Any) -> Machine:
     return await lodging.provider.create(lodging.spec(name, layer=layer, memory_mb=256, **more))
-
-
-async def output(lodging: LocalLodging, machine: Machine, command: str) -> str:
-    result = await lodging.run(machine, command)
-    assert result.exit_status == 0, result.stderr
-    return str(result.stdout)
 
 
 def layers_on_disk(lodging: LocalLodging) -> list[str]:

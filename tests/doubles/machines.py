@@ -25,6 +25,7 @@ from gibil_bot.providers.local import base_tree, daemon_start
 from gibil_bot.providers.local.paths import LocalPaths, locked, own_privilege, read_daemon, write_daemon
 from gibil_bot.providers.local.provider import LocalProvider
 from tests.doubles.patience import patient
+from tests.doubles.postmaster import children_of as children_of
 
 _SHARED = "standing"
 """The data directory, in a worker's folder, whose daemon its tests share."""
@@ -270,13 +271,16 @@ def alive(pid: int) -> bool:
         return False
 
 
-def children_of(pid: int) -> list[int]:
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            if int(stat.read_bytes().rpartition(b")")[2].split()[1]) == pid:
-                found.append(int(stat.parent.name))
-    return found
+def provider_of(lodging: LocalLodging) -> LocalProvider:
+    assert isinstance(lodging.provider, LocalProvider)
+    return lodging.provider
+
+
+async def output(lodging: LocalLodging, machine: Machine, command: str) -> str:
+    """Return what a command that has to succeed printed."""
+    result = await lodging.run(machine, command)
+    assert result.exit_status == 0, result.stderr
+    return str(result.stdout)
 
 
 def processes_with(mark: str) -> list[int]:
