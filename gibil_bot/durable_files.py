@@ -27,7 +27,7 @@ def replace(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def _draft(path: Path, content: bytes) -> Iterator[Path]:
-    """Lend a file beside it with that content, which is on disk."""
+    """Lend a file in the same folder with that content, which is on disk."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:

@@ -32,7 +32,7 @@ from gibil_bot.lfs.pointers import basic_authorization
 from gibil_bot.model import CommitPlan, CommitProgress, Plan, PullRequestRequest, Repository, Run, Trust
 from gibil_bot.ports import GitData, GitHub, Shell
 from gibil_bot.retry import RetryPolicy
-from gibil_bot.runs.logs import check_room
+from gibil_bot.runs.logs import check_free_space
 from gibil_bot.runs.redact import Redactor
 from gibil_bot.runs.run_commits import BranchClosed, BranchMoved, Changes, ChangesRejected, PushNotAllowed, Target
 from gibil_bot.runs.run_files import RunFiles
@@ -499,7 +499,7 @@ def _new_folder(folder: Path) -> None:
 def _keep(found: Collected, folder: Path) -> None:
     """Store the bundle with the run, for a patch that a user applies later, or if the machine is lost. Not on a full disk."""
     try:
-        check_room(folder, found.bytes)
+        check_free_space(folder, found.bytes)
         shutil.copyfile(found.bundle, folder / _BUNDLE)
         (folder / _BUNDLE_FACTS).write_bytes(msgspec.json.encode(_BundleFacts(base=found.base, head=found.head)))
     except OSError as error:

@@ -255,8 +255,8 @@ def free_above_floor(path: int | Path) -> int:
     return status.f_bavail * status.f_frsize - floor
 
 
-def check_room(folder: Path, size: int) -> None:
-    """Raise OSError if that disk has no room for so many bytes."""
+def check_free_space(folder: Path, size: int) -> None:
+    """Raise OSError if that disk has no room for a file of `size` bytes."""
     if free_above_floor(folder) < size:
         raise OSError(errno.ENOSPC, "the bot's disk is nearly full")
 

@@ -23,7 +23,7 @@ from gibil_bot.errors import GibilError, GitHubError, HostUnavailable
 from gibil_bot.humanize import count
 from gibil_bot.model import Claim, CommitPlan, CommitProgress, Run
 from gibil_bot.ports import RunRecorder, Shell
-from gibil_bot.runs.logs import check_room
+from gibil_bot.runs.logs import check_free_space
 from gibil_bot.runs.run_files import RunFiles
 
 log = logging.getLogger("gibil.runner")
@@ -398,7 +398,7 @@ def _write(path: Path, data: bytes) -> bool:
     """Write a file; False if the disk is full."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        check_room(path.parent, len(data))
+        check_free_space(path.parent, len(data))
         path.write_bytes(data)
     except OSError as error:
         log.warning("run %s: its patch can't be stored: %s", path.parent.name, error.strerror)

@@ -51,7 +51,7 @@ _NOTES = {
         f"The commit's history and tags were not fetched within {_HISTORY_S} s, so tools that read them may fail; "
         "`checkout: {depth: 1, tags: false}` doesn't fetch them."
     ),
-    "lfs": "This commit has Git LFS files (filter=lfs in .gitattributes). They are not fetched: pointers are in their place.",
+    "lfs": "This commit has Git LFS files (filter=lfs in .gitattributes). gibil fetches only their pointers.",
 }
 
 

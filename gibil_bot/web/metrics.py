@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 class BotMetrics(Collector):
     """Numbers that the bot counts anyway, as metric families.
 
-    They are read at each request: counters of prometheus_client would be a second copy, with a lock and a timestamp each. The
+    They are read at each request: totals of prometheus_client would be a second copy, with a lock and a timestamp each. The
     registry is separate from the default one, so it lacks the collectors for the process and for Python's garbage collector.
     """
 

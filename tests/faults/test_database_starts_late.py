@@ -27,7 +27,7 @@ async def waiting(bot: Forked) -> None:
 
 
 @pytest.mark.usefixtures("local_machines")
-async def test_a_bot_waits_for_its_database_and_ends_when_it_is_told_to(tmp_path: Path, own_postgres: Cluster) -> None:
+async def test_a_bot_waits_for_its_database_and_ends_on_a_signal(tmp_path: Path, own_postgres: Cluster) -> None:
     url = own_postgres.url(await own_postgres.create_database())
     async with journey(tmp_path, start=False, settings={"GIBIL_DATABASE_URL": url}) as world:
         await asyncio.to_thread(own_postgres.stop)

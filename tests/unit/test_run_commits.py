@@ -10,7 +10,7 @@ import pytest
 from gibil_bot.errors import GitHubError
 from gibil_bot.model import Claim, CommitPlan, CommitProgress, Conclusion, NewRun, Plan, Run, Source, TaskPlan, Trust
 from gibil_bot.ports import Shell
-from gibil_bot.runs import run_commits
+from gibil_bot.runs import logs
 from gibil_bot.runs.memory import MemoryRuns
 from gibil_bot.runs.run_commits import (
     PATCH,
@@ -401,7 +401,7 @@ async def test_stored_changes_stay_as_long_as_a_patch_may_be_applied(tmp_path: P
 async def test_on_a_full_disk_commits_are_pushed_and_no_patch_is_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_commits, "free_above_floor", lambda folder: 3)
+    monkeypatch.setattr(logs, "free_above_floor", lambda folder: 3)
     work = journey(tmp_path, Branch())
     progress = await (await work.process()).from_machine(NO_SHELL)
     assert (progress.phase, progress.patch) == ("moved", False)

@@ -52,7 +52,7 @@ _TRANSIENT_STATUS = frozenset((500, 502, 503, 504))
 _TRANSIENT_REASONS = frozenset(("server_error", "service_error", "bad_gateway", "unavailable", "timeout"))
 """`service_error` is 422: "Error within a service" (https://docs.hetzner.cloud/reference/cloud#errors)."""
 NO_ROOM = frozenset(("resource_unavailable", "placement_error"))
-"""Hetzner's codes for a type that it can't place in a location now, of answers and of actions."""
+"""Hetzner's codes for a type that isn't available in a location now, of answers and of actions."""
 
 
 class Rejected(ProviderError):

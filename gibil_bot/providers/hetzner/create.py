@@ -228,7 +228,7 @@ class ServerCreator:
         return server
 
     async def _reason_gone(self, actions: tuple[int, ...], doing: str) -> ProviderError:
-        """Return why a server vanished: Hetzner removes a server that it can't place after all, and its action says so."""
+        """Return why a server vanished: Hetzner removes a server that it finds no host for, and its action says so."""
         for number in actions:
             found = (await self._api.call("GET", f"/actions/{number}", f"read why Hetzner did not {doing}"))["action"]
             if (failed := action_error(found, doing)) is not None:

@@ -190,7 +190,7 @@ def set_hostname(name: str) -> None:
 
 
 def loopback_up() -> None:
-    """Bring `lo` up in this network namespace (SIOCSIFFLAGS with IFF_UP|IFF_RUNNING, netdevice(7))."""
+    """Start `lo` in this network namespace (SIOCSIFFLAGS with IFF_UP|IFF_RUNNING, netdevice(7))."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         fcntl.ioctl(control, 0x8914, struct.pack("16sH14s", b"lo", 0x1 | 0x40, b""))
 
