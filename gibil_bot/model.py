@@ -528,6 +528,17 @@ class Plan(Struct, frozen=True, kw_only=True):
 # --- runs ------------------------------------------------------------------------------------------------------
 
 
+class RequestText(Struct, frozen=True, kw_only=True):
+    """What a comment says outside of its commands, as it was delivered."""
+
+    author: str
+    """Login; had write permission then."""
+    words: str = ""
+    """The author's own."""
+    quotes: str = ""
+    """What the comment quotes: words of anyone, with `>` before each line."""
+
+
 class Source(Struct, frozen=True, kw_only=True):
     """The commit that a run is about."""
 
@@ -542,6 +553,8 @@ class Source(Struct, frozen=True, kw_only=True):
     is_review_comment: bool = False
     is_by_agent: bool = False
     """It is untrusted only because an agent wrote its newest commits: people with write permission asked for them."""
+    request: RequestText | None = None
+    """For agents. None: no agent works, or the request was no comment or nothing but a command."""
 
 
 class NewRun(Struct, frozen=True, kw_only=True):

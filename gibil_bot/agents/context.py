@@ -17,6 +17,7 @@ from gibil_bot.agent_task import FailedTask
 from gibil_bot.agents.plain_text import plain, visible, without_comments
 from gibil_bot.github import markdown
 from gibil_bot.humanize import count
+from gibil_bot.model import RequestText
 
 FOLDER = "/root/.gibil/agent/context"
 """Where the files are on the machine."""
@@ -99,9 +100,7 @@ class CheckoutText(Struct, frozen=True, kw_only=True):
 class Context(Struct, frozen=True, kw_only=True):
     prompt: str
     """The workflow's."""
-    requester: str = ""
-    request: str = ""
-    """The requester's words when the request was delivered. Empty: the run has no such request."""
+    request: RequestText | None = None
     pull_request: PullRequestText | None = None
     checkout: CheckoutText | None = None
     """Instead of a pull request."""
@@ -140,10 +139,11 @@ def assemble(context: Context, boundary: str, *, workspace: str, folder: str = F
         data.add("diff.patch", "What the checkout changes", *_diff(own.diff, "it can't be read"))
     if pull is not None and pull.requested_at:
         data.add("requested-at.txt", "The line of the diff on which the request was written", _one_line(pull.requested_at, 500))
-    words = _instruction(visible(context.request[:_MOST_READ]), boundary)
-    if words.strip():
-        who = _one_line(context.requester) or "The requester"
-        parts.append(f"{who} has write permission, and asked for this:\n\n{words}")
+    if context.request is not None:
+        words = _instruction(visible(context.request.words[:_MOST_READ]), boundary)
+        if words.strip():
+            parts.append(f"{_one_line(context.request.author)} has write permission, and wrote with the request:\n\n{words}")
+        data.add("quoted.txt", "What the request quotes", _written(context.request.quotes))
     failed = context.rounds[-1].failed if context.rounds else context.failed
     for number, task in enumerate(failed[:MOST_FAILED], 1):
         name = f"failed-{number}-{_NAME.sub('-', task.name)[:40].strip('-.') or 'task'}.txt"

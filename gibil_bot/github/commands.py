@@ -62,6 +62,19 @@ def parse(body: str, free_text: Collection[str] = ()) -> tuple[Command, ...]:
     return tuple(found)
 
 
+def around_commands(body: str, free_text: Collection[str] = ()) -> tuple[str, str]:
+    """Return what a comment says outside of its commands and of their free text: the author's own words, and all its quotes."""
+    lines = _LINE_END.split(body)
+    commands = list(islice(_command_lines(body), MOST_COMMANDS + 1))
+    words: list[str] = []
+    quotes: list[str] = []
+    for (number, line), (next_number, _) in pairwise([(-1, ""), *commands, (len(lines), "")]):
+        shown = list(_shown_lines(lines[number + 1 : next_number], quotes))
+        if number < 0 or _word(line).lower() not in free_text:
+            words += shown
+    return without_hidden("\n".join(words)).strip(), without_hidden("\n".join(quotes)).strip()
+
+
 # --- which lines are commands ----------------------------------------------------------------------------------------
 
 _LINE_END = re.compile(r"\r\n|\n|\r")
@@ -218,9 +231,9 @@ def _visible(text: str, start: int, end: int, hidden: list[tuple[int, int]]) -> 
     return "".join(parts)
 
 
-def _shown_lines(lines: Sequence[str]) -> Iterator[str]:
+def _shown_lines(lines: Sequence[str], quotes: list[str] | None = None) -> Iterator[str]:
     """Yield the lines of free text without quotes, which are other people's words, and without HTML comments, which readers
-    don't see. Code stays as it is.
+    don't see. Code stays as it is. The lines of quotes are appended to `quotes`.
     """
     paragraph: list[str] = []
     fence: _Fence | None = None
@@ -245,6 +258,8 @@ def _shown_lines(lines: Sequence[str]) -> Iterator[str]:
                 paragraph += [line] if line else []
             elif not text:
                 yield ""
+            elif quotes is not None:
+                quotes.append(line)
         else:
             paragraph.append(line)
     yield from _without_comments(paragraph)

@@ -53,6 +53,7 @@ class PullRequestBriefing(Briefing):
         return assemble(
             Context(
                 prompt=complete(task, engine, folder),
+                request=self._run.source.request,
                 pull_request=self._pull,
                 failed=tuple(failed),
                 rounds=tuple(rounds),

@@ -34,6 +34,7 @@ from gibil_bot.model import (
     PullRequest,
     PullRequestChanged,
     Repository,
+    RequestText,
     RerunRequested,
     Run,
     RunRequested,
@@ -66,6 +67,12 @@ class _Repeat:
     number: int
     workflow: str | None
     inputs: Mapping[str, str] = field(default_factory=dict)
+    request: RequestText | None = None
+
+    @classmethod
+    def of(cls, run: Run) -> _Repeat:
+        plan, source = run.plan, run.source
+        return cls(number=source.pull_request.number, workflow=plan.workflow, inputs=plan.inputs, request=source.request)
 
 
 @dataclass(kw_only=True)
@@ -320,22 +327,24 @@ class EventHandlers:
         newest: dict[str, Run] = {}
         for run in await self._runs.of_repository(event.repository.id, number=event.number):
             newest.setdefault(run.plan.workflow, run)
-        ended: list[tuple[str, Mapping[str, str], str | None]] = [
-            (run.plan.workflow, run.plan.inputs, run.conclusion) for run in newest.values() if run.state is RunState.FINISHED
+        ended: list[tuple[_Repeat, str | None]] = [
+            (_Repeat.of(run), run.conclusion) for run in newest.values() if run.state is RunState.FINISHED
         ]
         if not newest:
             checks = await self._github.check_runs(event.installation_id, event.repository.full_name, context.event.sha)
             # A check run that isn't completed never will be: its run is lost.
-            ended = [(workflow, {}, conclusion) for workflow, conclusion in _workflows_of(checks)]
+            ended = [
+                (_Repeat(number=event.number, workflow=workflow), conclusion) for workflow, conclusion in _workflows_of(checks)
+            ]
         if wanted is not None:
-            chosen = [each for each in ended if each[0] == wanted]
+            chosen = [each for each, _ in ended if each.workflow == wanted]
         else:
-            chosen = [each for each in ended if each[2] not in (Conclusion.SUCCESS, Conclusion.NEUTRAL, Conclusion.SKIPPED)]
+            chosen = [each for each, how in ended if how not in (Conclusion.SUCCESS, Conclusion.NEUTRAL, Conclusion.SKIPPED)]
         if not chosen and (wanted is not None or not ended):
             raise Refused(replies.nothing_to_retest(wanted))
         if not chosen:
             raise Refused(replies.nothing_failed())
-        return [_Repeat(number=event.number, workflow=workflow, inputs=inputs) for workflow, inputs, _ in chosen]
+        return chosen
 
     def _queue_again(
         self, repeats: Sequence[_Repeat], context: PullRequestContext, outcome: _Outcome, comment: CommentCreated | None = None
@@ -352,7 +361,7 @@ class EventHandlers:
             except UsageError as problem:
                 problems.append(problem.message)
             else:
-                self._queue(plan, context, outcome, comment=comment)
+                self._queue(plan, context, outcome, comment=comment, earlier=repeat.request)
         if problems:
             raise UsageError("\n\n".join(problems))
 
@@ -557,6 +566,7 @@ class EventHandlers:
                     pull_request=pull_request,
                     actor=event.sender.login,
                     comment_id=None,
+                    request=None,
                     is_by_agent=run.source.is_by_agent or plan.has_agent,
                 ),
                 plan=structs.replace(
@@ -585,9 +595,7 @@ class EventHandlers:
             newest.setdefault((run.source.pull_request.number, run.plan.workflow), run)
         if newest:
             return [
-                _Repeat(number=number, workflow=workflow, inputs=run.plan.inputs)
-                for (number, workflow), run in newest.items()
-                if event.external_id is not None or run.state is RunState.FINISHED
+                _Repeat.of(run) for run in newest.values() if event.external_id is not None or run.state is RunState.FINISHED
             ]
         repository = event.repository.full_name
         pulls = await self._github.pull_requests_of(event.installation_id, repository, event.head_sha)
@@ -668,8 +676,18 @@ class EventHandlers:
             raise Refused(last_failure.NONE_FAILED)
         return plans
 
-    def _queue(self, plan: Plan, context: PullRequestContext, outcome: _Outcome, comment: CommentCreated | None = None) -> None:
-        event = context.event
+    def _queue(
+        self,
+        plan: Plan,
+        context: PullRequestContext,
+        outcome: _Outcome,
+        comment: CommentCreated | None = None,
+        earlier: RequestText | None = None,
+    ) -> None:
+        """`earlier`: the text of the request that is repeated, for the case that this one has none."""
+        event, request = context.event, None
+        if plan.has_agent:
+            request = (_request_text(comment, context) if comment is not None else None) or earlier
         suffix = f"{plan.workflow}/{len(outcome.runs)}"
         outcome.runs.append(
             NewRun(
@@ -685,6 +703,7 @@ class EventHandlers:
                     comment_id=comment.comment_id if comment and not comment.is_review else None,
                     is_review_comment=comment.is_review_comment if comment else False,
                     is_by_agent=event.is_by_agent,
+                    request=request,
                 ),
                 plan=plan,
             )
@@ -700,6 +719,12 @@ class EventHandlers:
 def _trust_basis(pull_request: PullRequest) -> tuple[str, int | None, str | None]:
     """Return what a decision about trust depends on: the commit, its repository and the repository's owner."""
     return pull_request.head_sha, pull_request.head_repository_id, pull_request.head_owner
+
+
+def _request_text(comment: CommentCreated, context: PullRequestContext) -> RequestText | None:
+    """Return what the comment says outside of its commands; None if nothing."""
+    words, quotes = commands.around_commands(comment.body, planning.free_text_words(context.catalogue))
+    return RequestText(author=comment.author.login, words=words, quotes=quotes) if words or quotes else None
 
 
 def _workflows_of(checks: Sequence[tuple[str, str | None]]) -> Iterator[tuple[str, str | None]]:

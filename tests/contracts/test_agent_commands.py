@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gibil_bot.agents.pull_request import Trigger, pull_request_context
+from gibil_bot.model import RequestText
 from gibil_bot.runs.last_failure import failed_tasks, last_failed_run
 from gibil_bot.workflows_dir import read_workflows, shipped_workflows
 from tests.doubles.intake import REPOSITORY, intake_bot
@@ -36,6 +37,25 @@ async def test_the_text_of_a_comment_becomes_the_prompt_of_a_waiting_run(tmp_pat
         assert "`instruction` has 8,001 characters, and may have 8,000" in answers
         assert "`/gibil do <\u200binstruction>`: Do: " in answers
         assert len(await world.runs(number)) == 2
+
+
+async def test_an_agent_reads_what_its_comment_says_around_the_command_also_after_a_retest(tmp_path: Path) -> None:
+    async with intake_bot(tmp_path, {"GIBIL_MODEL_KEY_OPENAI": "k" * 20}, workflows=SHIPPED) as world:
+        number = await world.github.open_pull_request(REPOSITORY, "topic", {"a.py": "1\n"}, "ada")
+        await world.handled()
+        body = "> It breaks on tabs.\n\nTrue, and on `\\f`.\n\n/gibil fix\n\n/gibil test"
+        asked = RequestText(author="ann", words="True, and on `\\f`.", quotes="> It breaks on tabs.")
+        world.github.comment(REPOSITORY, number, "ann", body)
+        await world.handled()
+        assert [(run.plan.workflow, run.source.request) for run in await world.runs(number)] == [("fix", asked), ("test", None)]
+        await world.finish_runs("failure")
+        world.github.comment(REPOSITORY, number, "ada", "/gibil retest fix")
+        await world.handled()
+        await world.finish_runs("failure")
+        world.github.comment(REPOSITORY, number, "ada", "Only the tabs.\n/gibil retest fix")
+        await world.handled()
+        again = [run.source.request for run in await world.runs(number) if run.plan.workflow == "fix"][1:]
+        assert again == [asked, RequestText(author="ada", words="Only the tabs.")]
 
 
 async def test_without_a_key_the_command_is_answered_at_once_and_nothing_waits(tmp_path: Path) -> None:

@@ -74,12 +74,12 @@ def listening_ports(pid: int) -> int:
 
 
 async def test_a_failing_test_is_made_to_pass_and_the_change_is_committed(tmp_path: Path) -> None:
-    command = f"cat >/root/prompt; {ASK}\necho; echo I repair it.\nsed -i 's/= 2/= 3/' engine.py"
+    command = f"grep -x 'Keep `POWER` a number.' || exit 9; {ASK}\necho; echo I repair it.\nsed -i 's/= 2/= 3/' engine.py"
     async with agents(tmp_path, {"fix.yml": workflow(command)}) as (world, model):
         number = await world.github.open_pull_request(REPOSITORY, "topic", {"engine.py": "POWER = 2\n"}, "ada")
         before = world.github.head_sha(REPOSITORY, number)
         assert listening_ports(world.bot.pid) == 1, "the model proxy listens before a run has an agent"
-        world.github.comment(REPOSITORY, number, "ada", "/gibil fix")
+        world.github.comment(REPOSITORY, number, "ada", "Keep `POWER` a number.\n\n/gibil fix")
         check = await world.closed_check()
         await world.all_published()
         assert listening_ports(world.bot.pid) == 2

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gibil_bot.errors import InvalidWorkflow, UsageError
-from gibil_bot.github.commands import parse
+from gibil_bot.github.commands import around_commands, parse
 from gibil_bot.model import Command, Plan
 from gibil_bot.planning.plan import catalogue, for_command, free_text_words
 from gibil_bot.planning.schema import parse_workflow
@@ -82,6 +82,24 @@ def test_at_most_ten_commands_have_a_text() -> None:
     assert asked[-1].problem is not None
 
 
+@pytest.mark.parametrize(
+    ("body", "words", "quotes"),
+    [
+        ("/gibil do a\nb", "", ""),
+        ("It breaks on tabs.\n\n/gibil do a", "It breaks on tabs.", ""),
+        ("/gibil test\n\nThe cause\nis in a.py.", "The cause\nis in a.py.", ""),
+        ("One.\n/gibil test a=b\nTwo.\n/gibil do three\nfour", "One.\nTwo.", ""),
+        ("> eve wrote\n>> mallory wrote\n\nYes.\n\n/gibil do a\n > also", "Yes.", "> eve wrote\n>> mallory wrote\n > also"),
+        ("> `/gibil test`\n\n/gibil test", "", "> `/gibil test`"),
+        ("Run\n```\n/gibil test\n> a\n```\n/gibil test", "Run\n```\n/gibil test\n> a\n```", ""),
+        ("a <!-- b --> c\u200b\n<!--\n> d\n-->\n/gibil test", "a  c", ""),
+        ("nothing", "nothing", ""),
+    ],
+)
+def test_what_surrounds_the_commands_of_a_comment(body: str, words: str, quotes: str) -> None:
+    assert around_commands(body, {"do"}) == (words, quotes)
+
+
 @given(st.text(alphabet="a `~>\n\t<!->/gibil do", max_size=200))
 def test_commands_are_the_same_with_and_without_their_text(body: str) -> None:
     assert [command.word for command in parse(body)] == [command.word for command in parse(body, {"do"})]
@@ -90,7 +108,9 @@ def test_commands_are_the_same_with_and_without_their_text(body: str) -> None:
 @pytest.mark.parametrize("unit", ["<!--\n", "> a\n", "```\n", "`<!--` -->", "a <!-- b --> ", "\u200d", "<!-- -->\n", "`a\n"])
 def test_a_long_text_is_read_quickly(unit: str) -> None:
     begin = time.process_time()
-    parse("/gibil do x\n" + unit * (60_000 // len(unit)), {"do"})
+    body = "/gibil do x\n" + unit * (60_000 // len(unit))
+    parse(body, {"do"})
+    around_commands(body)
     assert time.process_time() - begin < patient(0.5)
 
 
