@@ -82,6 +82,8 @@ class Engine(Struct, frozen=True, kw_only=True):
     """Instruction files that its flags keep it from reading, with the repository's settings. The prompt can name them."""
     end_grace_s: float = 10.0
     """How long its program may go on after its last event before it is killed."""
+    silent_s: float | None = None
+    """How long its program may print nothing and finish no call of its model before it is killed. None: as long as the task."""
     verified: tuple[Verified, ...] = ()
     source: str = ""
     """The operator's file that describes it. Empty: it is shipped."""

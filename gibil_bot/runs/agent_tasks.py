@@ -160,6 +160,10 @@ class AgentTask:
         self._store_state = save_state
         self._job = ""
         """The job that was started last."""
+        self._active_at = 0.0
+        """When its program last printed something or a call of its model ended, by the event loop's clock."""
+        self._silent_s: float | None = None
+        """Its program was stopped because it was inactive for that long."""
         self._uncounted = ""
         """Why the machine couldn't compare the workspace."""
         self._briefing = tools.briefing(run)
@@ -172,6 +176,10 @@ class AgentTask:
 
     def _spent_more(self) -> None:
         self.result = replace(self.result, spent=self._before + self._budget.spent)
+        self._note_activity()
+
+    def _note_activity(self) -> None:
+        self._active_at = asyncio.get_running_loop().time()
         self._on_change()
 
     async def work(self, limit_s: float) -> AgentOutcome:
@@ -286,7 +294,7 @@ class AgentTask:
             stopped = done.stopped
             if self._vendor:
                 await self._log.write(f"gibil: {spent_view(self.result.spent)} until now\n".encode())
-            if stopped is TaskStatus.TIMED_OUT and self._is_short:
+            if stopped is TaskStatus.TIMED_OUT and self._is_short and self._silent_s is None:
                 self._budget.limit = await self._time_budget()
             changed_files = await self._changed_files(number)
             status, sentence = self._verdict(stopped, done.ended, changed_files, session.lost)
@@ -357,7 +365,8 @@ class AgentTask:
             vendor_status=access.vendor_status,
             rejection=access.rejection,
             lost=lost.result().message if lost is not None and lost.done() else "",
-            timed_out_s=self._task.timeout_s if stopped is TaskStatus.TIMED_OUT and not self._budget.limit else None,
+            timed_out_s=self._task.timeout_s if stopped is TaskStatus.TIMED_OUT and self._silent_s is None else None,
+            silent_s=self._silent_s,
             is_cancelled=stopped is TaskStatus.CANCELLED,
         )
 
@@ -400,13 +409,19 @@ class AgentTask:
                 most_output_bytes=MOST_OUTPUT_BYTES,
             )
         )
+
+        def on_error(data: bytes) -> None:
+            sink.feed_error(data)
+            self._note_activity()
+
+        self._note_activity()
         ended, stopped = await job_control.follow(
             self._shell,
             job_id,
             sink,
             session.left_s,
-            on_output=self._on_change,
-            on_error=sink.feed_error,
+            on_output=self._note_activity,
+            on_error=on_error,
             stops=(*self._stops, *self._own_stops(sink, session.lost)),
         )
         exit_status = ended.status if ended is not None and stopped is None else None
@@ -419,6 +434,8 @@ class AgentTask:
         return _Work(ended=judged, stopped=stopped, exit_status=exit_status, account=sink.output.account)
 
     def _own_stops(self, sink: EventSink, lost: asyncio.Future[GibilError] | None) -> list[Stop]:
+        silent_s = self._engine.silent_s
+
         async def after_its_end() -> TaskStatus:
             await sink.has_ended.wait()
             await asyncio.sleep(self._engine.end_grace_s)
@@ -431,7 +448,19 @@ class AgentTask:
             await asyncio.sleep(AFTER_BUDGET_S)
             return TaskStatus.FAILURE
 
+        async def after_a_silence() -> TaskStatus:
+            assert silent_s is not None
+            left_s = silent_s
+            while left_s > 0:
+                await asyncio.sleep(left_s)
+                # Of a program that has printed too much, nothing more is read.
+                left_s = silent_s if sink.is_full else job_control.left_s(self._active_at + silent_s)
+            self._silent_s = silent_s
+            return TaskStatus.TIMED_OUT
+
         stops: list[Stop] = [after_its_end, after_the_budget]
+        if silent_s is not None:
+            stops.append(after_a_silence)
         if lost is not None:
             is_lost = lost
 

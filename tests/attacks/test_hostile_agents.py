@@ -5,6 +5,7 @@ Each script prints what it reached. The tests check that it is nothing, and that
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.doubles.bot import REPOSITORY, Journey
+from tests.doubles.patience import patient
 from tests.journeys.test_agents import ASK, NEEDS_CURL, agents
 
 pytestmark = [pytest.mark.usefixtures("local_machines"), NEEDS_CURL]
@@ -357,6 +359,30 @@ async def test_an_agent_that_never_ends_is_stopped_by_the_budget_of_machine_time
             assert "today (UTC) is 2.0 s of machine time" in f"{check.summary}", check.summary
             assert "GIBIL_BUDGET_TIME" in f"{check.summary}"
         await world.assert_nothing_left()
+
+
+async def test_a_program_that_hangs_is_stopped_and_one_that_works_without_its_model_is_not(tmp_path: Path) -> None:
+    silent_s = patient(2)
+    (engines := tmp_path / "engines").mkdir()
+    for name, script in (
+        ("hanging", "cat >/dev/null; echo I begin.; sleep 1000"),
+        ("slow", f"cat >/dev/null; for n in $(seq {2 * silent_s / 0.2:.0f}); do echo $n >&2; sleep 0.2; done; echo Done."),
+    ):
+        text = f"title: {name}\nprogram: sh\narguments: [-c, {json.dumps(script)}]\nsilent-minutes: {silent_s / 60}\n"
+        (engines / f"{name}.yml").write_text(text)
+    tasks = "\n".join(
+        f"  - {{if: always(), agent: {{engine: {name}, prompt: x, output: answer}}}}" for name in ("slow", "hanging")
+    )
+    workflows = {"wait.yml": f"on: {{command: wait}}\ntasks:\n{tasks}\n"}
+    async with agents(tmp_path, workflows, GIBIL_ENGINES=str(engines)) as (world, _):
+        number = await world.github.open_pull_request(REPOSITORY, "topic", FILES, "ada")
+        world.github.comment(REPOSITORY, number, "ada", "/gibil wait")
+        check = await world.closed_check(timeout_s=120)
+        shown = f"{check.summary}"
+        assert check.conclusion == "timed_out", shown
+        slow, hanging = shown.split("**`x`** (")[1:3]
+        assert slow.startswith("`slow`): The agent ended.")
+        assert hanging.startswith("`hanging`): The agent was stopped because its program printed nothing for")
 
 
 LOOK = """\

@@ -69,7 +69,7 @@ def test_every_problem_of_every_file_is_reported_with_its_line(tmp_path: Path) -
         "a.yml:9: 'smoke' is not one of anthropic, responses, chat, gemini",
         "a.yml:12: an engine has no key 'budget'; its keys are title, packages, program, version-arguments, arguments, "
         "environment, files, stdin, protocol, provider, dialect, default-model, models, instruction-files, "
-        "unread-instructions, end-grace-seconds, verified",
+        "unread-instructions, end-grace-seconds, silent-minutes, verified",
         "b.yml:2: not valid YAML: while parsing a flow node expected the node content, but found '<stream end>'",
         "c.yml: the engine 'c' is in c.yaml, too; delete one of the files",
     ]

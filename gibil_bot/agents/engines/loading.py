@@ -154,6 +154,11 @@ ENGINE = Record(
             description="How long it may go on after its last event. Default: 10.",
         ),
         Field(
+            name="silent-minutes",
+            kind=Number(lowest=0, highest=1440, whole=False),
+            description="How long it may print nothing and finish no call of its model. Default: as long as the task.",
+        ),
+        Field(
             name="verified",
             kind=ListOf(
                 item=Record(
@@ -262,6 +267,7 @@ def parse_engine(path: str, data: bytes, *, source: str = "") -> Engine:
         instruction_files=tuple(values.get("instruction-files", ())),
         unread_instructions=tuple(values.get("unread-instructions", ())),
         end_grace_s=float(values.get("end-grace-seconds", 10.0)),
+        silent_s=60.0 * values.get("silent-minutes", 0) or None,
         verified=tuple(Verified(on=each["on"], what=each["what"]) for each in values.get("verified", ())),
         source=source,
     )
