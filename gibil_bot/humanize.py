@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from decimal import Decimal  # importing it takes milliseconds
 
 
 def duration(seconds: float) -> str:
@@ -35,6 +39,14 @@ def ordinal(number: int) -> str:
     """Return 1st, 2nd, 3rd, 11th."""
     ending = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     return f"{number}{ending}"
+
+
+def dollars(amount: Decimal) -> str:
+    """Return 2.00 USD; small amounts with two significant digits, as in 0.0042 USD."""
+    if not amount or 10 * amount >= 1:
+        return f"{amount:.2f} USD"
+    digits = f"{amount:.{min(9, 1 - amount.adjusted())}f}"
+    return f"{digits[:4]}{digits[4:].rstrip('0')} USD"
 
 
 def megabytes(number: int) -> str:

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from gibil_bot.agent_task import Account, AgentPlan, Balance, Limit, Measure, ModelCall, Price, Scope, Spent, Usage
 from gibil_bot.agents.prices import Prices, affordable_output, cost, worst_cost
 from gibil_bot.errors import BudgetExceeded
-from gibil_bot.humanize import duration
+from gibil_bot.humanize import dollars, duration
 from gibil_bot.model import Source
 from gibil_bot.model_settings import Budgets, ModelSettings
 from gibil_bot.ports import Ledger
@@ -243,7 +243,7 @@ def limits_of(budgets: Budgets, agent: AgentPlan, *, counts_turns: bool = False)
 
     asked, allowed = agent.budget_usd, budgets.task_usd
     if asked is not None and (allowed is None or asked < allowed):
-        up_to = f", up to GIBIL_BUDGET_TASK ({_usd(allowed)})" if allowed is not None else ""
+        up_to = f", up to GIBIL_BUDGET_TASK ({dollars(allowed)})" if allowed is not None else ""
         add("task", "usd", asked, f"raise `budget:` in the workflow{up_to}")
     else:
         add("task", "usd", allowed, "the operator can raise GIBIL_BUDGET_TASK")
@@ -328,28 +328,20 @@ _NOUNS: dict[Measure, str] = {"usd": "USD", "tokens": "tokens", "calls": "calls"
 def _spent(balance: Balance) -> str:
     measure = balance.limit.measure
     verb = {"usd": "spent", "tokens": "used", "calls": "made", "seconds": "used"}[measure]
-    shown = {"seconds": duration(float(balance.spent)), "usd": _usd(balance.spent)}.get(measure, f"{int(balance.spent):,}")
+    shown = {"seconds": duration(float(balance.spent)), "usd": dollars(balance.spent)}.get(measure, f"{int(balance.spent):,}")
     return f"{shown} {'is' if shown == '1' or measure == 'seconds' else 'are'} {verb}"
 
 
 def _amount(amount: Decimal, measure: Measure) -> str:
     match measure:
         case "usd":
-            return _usd(amount)
+            return dollars(amount)
         case "seconds":
             return f"{duration(float(amount))} of machine time"
         case "tokens":
             return f"{int(amount):,} tokens"
         case "calls":
             return "1 call of a model" if amount == 1 else f"{int(amount):,} calls of a model"
-
-
-def _usd(amount: Decimal) -> str:
-    """Return 2.00 USD; small amounts with two significant digits, as in 0.0042 USD."""
-    if not amount or amount >= Decimal("0.1"):
-        return f"{amount:.2f} USD"
-    digits = f"{amount:.{min(9, 1 - amount.adjusted())}f}"
-    return f"{digits[:4]}{digits[4:].rstrip('0')} USD"
 
 
 def _share_left(balance: Balance) -> tuple[Decimal, Decimal]:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from gibil_bot.agents.account import Account, log_lines
 from gibil_bot.agents.lines import LineSplitter
 from gibil_bot.agents.transcript import Dialect, Ended, Entry, Printed
+from gibil_bot.agents.transcript_summary import TranscriptSummary, log_lines
 
 LOG_LIMIT = 8 << 20
 """Most characters that are returned for the log, so that a program that prints forever doesn't fill it."""
@@ -30,7 +30,7 @@ class AgentOutput:
         self._lines = LineSplitter()
         self._room = LOG_LIMIT
         self._read_bytes = self._read_lines = 0
-        self.account = Account(folder)
+        self.summary = TranscriptSummary(folder)
         self.ended: Ended | None = None
         """Set by `end`."""
 
@@ -75,7 +75,7 @@ class AgentOutput:
         for entry in entries:
             if self._redact is not None:
                 entry = _redacted(entry, self._redact)
-            self.account.add(entry)
+            self.summary.add(entry)
             if self._room > 0:
                 lines = log_lines(entry, self._folder)
                 self._room -= len(lines)

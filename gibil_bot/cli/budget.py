@@ -11,7 +11,7 @@ import click
 from gibil_bot.cli.output import json_option, print_json, print_message, print_text
 from gibil_bot.config import Settings, load_settings
 from gibil_bot.errors import UsageError
-from gibil_bot.humanize import duration
+from gibil_bot.humanize import dollars, duration
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -70,7 +70,7 @@ def _row(name: str, spent: Spent, most: Decimal | None) -> tuple[str, ...]:
     mark = "~" if spent.usage.is_estimated else ""
     return (
         name,
-        f"{mark}{spent.usd:.2f} USD",
+        f"{mark}{dollars(spent.usd)}",
         "–" if most is None else f"{most:.2f}",
         f"{spent.calls:,}",
         f"{mark}{spent.usage.tokens:,}",

@@ -16,8 +16,7 @@ from gibil_bot.agent_task import AgentResult
 from gibil_bot.demo import project
 from gibil_bot.demo.model_double import ModelDouble
 from gibil_bot.demo.model_script import Read, Run, Say, Script, Write
-from gibil_bot.github.render_agents import dollars
-from gibil_bot.humanize import count
+from gibil_bot.humanize import count, dollars
 
 ENGINE = "small"
 _FILE = "sexagesimal/reciprocals.py"

@@ -6,17 +6,10 @@ from decimal import Decimal
 
 from gibil_bot.agent_task import AgentResult, AttemptResult, Spent
 from gibil_bot.github.markdown import code, comment, sentence
-from gibil_bot.humanize import count
+from gibil_bot.humanize import count, dollars
 from gibil_bot.model import TaskResult
 
 ANSWER_LIMIT = 6_000
-
-
-def dollars(amount: Decimal) -> str:
-    """Return an amount in US dollars: 0.42 USD, 0.0031 USD."""
-    if not amount or amount >= Decimal("0.01"):
-        return f"{amount:.2f} USD"
-    return f"{amount:.4f} USD" if amount >= Decimal("0.0001") else "under 0.0001 USD"
 
 
 def spent_view(spent: Spent) -> str:

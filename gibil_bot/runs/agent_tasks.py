@@ -19,7 +19,6 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from gibil_bot.agent_task import AgentResult, AgentState, FailedTask, Spent
-from gibil_bot.agents.account import Account
 from gibil_bot.agents.archive import archive_of
 from gibil_bot.agents.budget import WatchedBudget, account_of, describe, limits_of, open_budget, summary_of
 from gibil_bot.agents.context import Prompt, Round
@@ -28,6 +27,7 @@ from gibil_bot.agents.launch import launch, model_of
 from gibil_bot.agents.output import AgentOutput
 from gibil_bot.agents.proxy.tokens import AccessSummary
 from gibil_bot.agents.transcript import Ended
+from gibil_bot.agents.transcript_summary import TranscriptSummary
 from gibil_bot.agents.verdict import verdict
 from gibil_bot.errors import GibilError, JobLost, JobNotStarted, SSHError, UsageError
 from gibil_bot.github.render_agents import spent_view
@@ -90,7 +90,7 @@ class _Work:
     ended: Ended
     stopped: TaskStatus | None
     exit_status: int | None
-    account: Account
+    summary: TranscriptSummary
 
 
 class AgentTask:
@@ -302,8 +302,8 @@ class AgentTask:
                 status, sentence = TaskStatus.FAILURE, f"The agent's changes can't be read: {self._uncounted}."
             self.result = replace(
                 self.result,
-                account=done.account.markdown(ACCOUNT_BYTES),
-                answer=done.account.last_words[:ANSWER_BYTES],
+                account=done.summary.markdown(ACCOUNT_BYTES),
+                answer=done.summary.last_words[:ANSWER_BYTES],
                 limit=self._budget.limit,
                 rounds=number,
             )
@@ -431,7 +431,7 @@ class AgentTask:
         judged = await sink.end(exit_status)
         if stopped is TaskStatus.SUCCESS:  # it had reported its end and went on, or it lost its model
             stopped = None
-        return _Work(ended=judged, stopped=stopped, exit_status=exit_status, account=sink.output.account)
+        return _Work(ended=judged, stopped=stopped, exit_status=exit_status, summary=sink.output.summary)
 
     def _own_stops(self, sink: EventSink, lost: asyncio.Future[GibilError] | None) -> list[Stop]:
         silent_s = self._engine.silent_s

@@ -17,7 +17,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gibil_bot.agents.account import Account, log_lines
 from gibil_bot.agents.dialects import DIALECTS, events, new_dialect
 from gibil_bot.agents.dialects.events import OPEN_LIMIT
 from gibil_bot.agents.output import LOG_LIMIT, AgentOutput
@@ -35,6 +34,7 @@ from gibil_bot.agents.transcript import (
     Thought,
     Used,
 )
+from gibil_bot.agents.transcript_summary import TranscriptSummary, log_lines
 from tests.doubles.patience import patient
 
 SAMPLES = Path(__file__).parent / "samples" / "agents"
@@ -167,7 +167,7 @@ def test_a_stream_is_read_alike_in_chunks_that_end_anywhere(name: str) -> None:
     for step in (1, 7, 1000, len(data)):
         output = AgentOutput(new_dialect(name.partition("-")[0]), folder=REPO)
         shown = "".join(output.feed(data[start : start + step]) for start in range(0, len(data), step))
-        logs.append((shown + output.end(0), output.ended, output.account.markdown(5000)))
+        logs.append((shown + output.end(0), output.ended, output.summary.markdown(5000)))
     assert logs[1:] == logs[:1] * 3
     assert output.has_ended
 
@@ -452,7 +452,7 @@ def test_changed_streams_never_raise_and_never_imitate_the_log(
         words = ("    ", "agent: ", "thought: ", "read: ", "ran: ", "changed: ", "used: ", "model: ")
         assert all(line.startswith(words) for line in shown.splitlines() if line)
         assert "\x1b" not in shown
-        assert len(output.account.markdown(3000).encode()) <= 3000
+        assert len(output.summary.markdown(3000).encode()) <= 3000
 
 
 @given(st.binary(max_size=300), st.sampled_from([*DIALECTS]))
@@ -544,7 +544,7 @@ def test_a_secret_that_two_events_share_is_masked() -> None:
     shown = output.feed(b"\n".join(lines(*pieces, {"type": "result", "status": "success"}))) + output.end(0)
     assert shown == "agent: key: ***!\n"
     assert output.ended is not None
-    assert output.ended.text == output.account.last_words == "key: ***!"
+    assert output.ended.text == output.summary.last_words == "key: ***!"
 
 
 def test_every_entry_has_lines_in_the_log_and_a_part_in_the_account() -> None:
@@ -558,7 +558,7 @@ def test_every_entry_has_lines_in_the_log_and_a_part_in_the_account() -> None:
         Retried(status=429, text="j"),
         Printed(text="k"),
     ]
-    account = Account()
+    account = TranscriptSummary()
     for entry in entries:
         account.add(entry)
         assert log_lines(entry).endswith("\n")

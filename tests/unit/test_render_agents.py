@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from gibil_bot.agent_task import AgentPlan, AgentResult, AttemptResult, Spent, Usage
-from gibil_bot.github.render_agents import dollars
+from gibil_bot.humanize import dollars
 from gibil_bot.model import Conclusion, TaskPlan, TaskResult, TaskStatus
 from tests.unit.test_render import output, report
 
@@ -73,10 +73,10 @@ def test_nothing_that_an_agent_says_acts_on_github(hostile: str) -> None:
     ("amount", "expected"),
     [
         ("0", "0.00 USD"),
-        ("0.005", "0.0050 USD"),
+        ("0.005", "0.005 USD"),
         ("0.01", "0.01 USD"),
         ("12.345", "12.34 USD"),
-        ("0.00001", "under 0.0001 USD"),
+        ("0.00001", "0.00001 USD"),
     ],
 )
 def test_small_amounts_keep_their_digits(amount: str, expected: str) -> None:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gibil_bot.agents.account import Account, log_lines
 from gibil_bot.agents.lines import EventFile, LineSplitter
 from gibil_bot.agents.transcript import Changed, Ended, Entry, Printed, Ran, Read, Reason, Retried, Said, Thought, Used
+from gibil_bot.agents.transcript_summary import TranscriptSummary, log_lines
 from gibil_bot.agents.verdict import verdict
 from gibil_bot.model import TaskStatus
 from gibil_bot.runs.redact import Redactor
@@ -35,8 +35,8 @@ ENTRIES = (
 )
 
 
-def account(*entries: Entry) -> Account:
-    collected = Account("/repo")
+def summary(*entries: Entry) -> TranscriptSummary:
+    collected = TranscriptSummary("/repo")
     for entry in entries:
         collected.add(entry)
     return collected
@@ -59,7 +59,7 @@ def outside_code(markdown: str) -> str:
 
 @given(st.lists(ENTRIES, max_size=100), st.integers(0, 4000))
 def test_text_of_a_machine_is_code_in_the_account_and_cant_imitate_the_log(entries: list[Entry], limit: int) -> None:
-    shown = account(*entries).markdown(limit)
+    shown = summary(*entries).markdown(limit)
     assert len(shown.encode()) <= limit
     outside = outside_code(shown)
     words = r"[A-Za-z0-9 ,():….']"
@@ -72,7 +72,7 @@ def test_text_of_a_machine_is_code_in_the_account_and_cant_imitate_the_log(entri
 
 
 def test_the_account_is_a_folded_list() -> None:
-    shown = account(
+    shown = summary(
         Said(text="I run the tests."),
         Read(path="/repo/a.py"),
         Read(path="/repo/b.py"),
@@ -98,7 +98,7 @@ def test_the_account_is_a_folded_list() -> None:
 
 
 def test_the_end_of_a_long_account_is_shown_and_the_rest_is_counted() -> None:
-    shown = account(*(Ran(command=f"step {number}") for number in range(500))).markdown(2000)
+    shown = summary(*(Ran(command=f"step {number}") for number in range(500))).markdown(2000)
     assert "What the agent did: 500 commands" in shown
     assert "`step 0`" in shown
     assert "`step 499`" in shown
@@ -108,7 +108,7 @@ def test_the_end_of_a_long_account_is_shown_and_the_rest_is_counted() -> None:
 
 
 def test_printed_lines_are_one_block() -> None:
-    shown = account(*(Printed(text=f"line {number}") for number in range(1000))).markdown(2000)
+    shown = summary(*(Printed(text=f"line {number}") for number in range(1000))).markdown(2000)
     assert shown.count("```") == 2
     assert "… 988 lines before …\nline 988\n" in shown
 

@@ -103,7 +103,7 @@ class _Item(Struct):
     """The end of lines that aren't events."""
 
 
-class Account:
+class TranscriptSummary:
     """Collects the entries of one task: all are counted, and the first and the last ones are shown."""
 
     def __init__(self, folder: str = "") -> None:
