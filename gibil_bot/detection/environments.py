@@ -39,6 +39,8 @@ _BESIDE = re.compile(
     r"((python3? -m )?coverage (erase|combine|report|xml|html|lcov|json|debug)|(python3? -m )?(codecov|coveralls|diff-cover)"
     r"|echo |(python3? -m )?pip (list|freeze|check)|python3? (-c |--version|-V)).*"
 )
+_OWN_INSTALL = re.compile(r"(?:python3? -m )?pip install(?: -[a-zA-Z]+| --[a-z-]+)* \.(?:\[([\w.,-]*)\])?")
+"""Installs the project itself, which the preparation does, with the extras."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,13 @@ def substituted(text: str, here: str) -> str:
     return text
 
 
+def extras_of(environment: Environment) -> tuple[str, ...]:
+    """Return the extras of the project that the environment installs, by itself or with a command."""
+    commands = (_OWN_INSTALL.fullmatch(substituted(line, ".").strip()) for line in environment.commands)
+    more = (name for found in commands if found and found[1] for name in found[1].split(",") if name)
+    return tuple(dict.fromkeys((*environment.extras, *more)))
+
+
 def candidate(project: Project, environment: Environment, evidence: Evidence) -> Candidate | None:
     found: tuple[str, str] | None = None
     folder = _folder(project, environment.folder)
@@ -120,8 +129,10 @@ def candidate(project: Project, environment: Environment, evidence: Evidence) ->
         plain = re.sub(rf"{POSARGS}[^{POSARGS}]*{POSARGS}", "", text)
         if found is None and BAD not in plain and _is_test(plain):
             found = text, line
-        elif not _BESIDE.fullmatch(plain.strip()) and plain.strip() and not _is_test(plain):
-            return None  # something else happens before or after
+        elif (
+            found is None and plain.strip() and not (_BESIDE.fullmatch(plain.strip()) or _OWN_INSTALL.fullmatch(plain.strip()))
+        ):
+            return None  # the tests may need it
     if found is None:
         return None
     command = _shell(found[0])

@@ -92,7 +92,9 @@ _CALLS_BY_PATTERN = re.compile(r"/\^([\w:-]+)\.\*\$?/|(?<![\w./])([\w-]+:)\*")
 _CALLS = re.compile(r"\b(?:npm|pnpm|yarn|bun)(?: run| run-script)? (\w[\w:.-]*)(?= |$)")
 _AUDITS = re.compile(r"\b(npm(@\S+)?|pnpm|yarn|aud) (npm )?audit\b|\baud\b")
 """What asks the registry for known vulnerabilities, which says nothing about a change."""
-_TEST_NAME = re.compile(r"tests?[:-](?!browser|e2e)[\w:-]+")
+_NO_PART = r"(?![\w:-]*[:-](?:start|stop|up|down|setup|teardown|services|prepare)\b)"
+"""Names of scripts that only serve the tests."""
+_TEST_NAME = re.compile(rf"tests?[:-](?!browser|e2e){_NO_PART}[\w:-]+")
 _RUNNERS = (
     ("vitest", "npx vitest run"), ("jest", "npx jest"), ("ava", "npx ava"), ("mocha", "npx mocha"), ("tap", "npx tap"),
     ("jasmine", "npx jasmine"), ("uvu", "npx uvu"), ("tape", "npx tape 'test/**/*.js'"),
@@ -657,7 +659,9 @@ def _build_script(scripts: dict[str, str], command: str) -> str:
 
 def _build_first(project: Project, scripts: dict[str, str], test: str, manager: Manager) -> tuple[str, Evidence] | None:
     """Return the builds that every job of the CI runs before the tests, unless installing or testing runs them anyway."""
-    tested = re.compile(rf"(npm|pnpm|yarn|bun)( run| run-script)? ({re.escape(test)}|test([:-][\w:-]+)?|t|unit)(?![\w:-])")
+    tested = re.compile(
+        rf"(npm|pnpm|yarn|bun)( run| run-script)? ({re.escape(test)}|test({_NO_PART}[:-][\w:-]+)?|t|unit)(?![\w:-])"
+    )
     built: dict[str, dict[str, ci_hints.Command]] = {}
     wanted: dict[str, ci_hints.Command] = {}
     for command in ci_hints.commands(project):

@@ -47,6 +47,9 @@ def facts(project: Project) -> Facts | None:
         return None
     manifest = project.json("composer.json")
     requires = {**table(manifest.get("require")), **table(manifest.get("require-dev"))}
+    tests, linting = tuple(_tests(project, manifest, requires)), linters.php(project)
+    if not (tests or linting) and not any(path.endswith((".php", ".phpt")) for path in project.paths):
+        return None  # a package of another language, which is also published for Composer
     lock = project.first("composer.lock")
     return Facts(
         ecosystem="PHP",
@@ -58,8 +61,8 @@ def facts(project: Project) -> Facts | None:
                 inputs=("composer.json", *((lock,) if lock else ())),
             ),
         ),
-        tests=tuple(_tests(project, manifest, requires)),
-        linters=linters.php(project),
+        tests=tests,
+        linters=linting,
         packages=tuple(dict.fromkeys((*_ALWAYS, *_extensions(requires)))),
         env={"COMPOSER_ALLOW_SUPERUSER": "1", "COMPOSER_NO_INTERACTION": "1", "COMPOSER_PROCESS_TIMEOUT": "0"},
         caches=("~/.cache/composer",),

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
-from gibil_bot.detection.environments import BAD, POSARGS, Environment, EnvironmentFacts, candidate, substituted
+from gibil_bot.detection.environments import BAD, POSARGS, Environment, EnvironmentFacts, candidate, extras_of, substituted
 from gibil_bot.detection.facts import Evidence
 from gibil_bot.detection.project import Project
 from gibil_bot.detection.python_requirements import parse_ini, string, strings, table, without_comment
@@ -61,7 +61,7 @@ def read(project: Project) -> EnvironmentFacts | None:
     return EnvironmentFacts(
         evidence=evidence,
         requirements=tuple(words for dep in environment.deps if (words := _requirement(dep))),
-        extras=tuple(environment.extras),
+        extras=extras_of(environment),
         groups=tuple(environment.groups),
         # tox installs these groups and no others.
         options=frozenset(("--no-default-groups",) if environment.groups else ()),

@@ -463,7 +463,8 @@ def test_cargo_tests_the_features_that_the_ci_tests(runs: list[str], command: st
 def test_extensions_of_php_become_packages() -> None:
     names = ("json", "dom", "intl", "pdo_mysql", "made-up; id", "inhouse")
     manifest = json.dumps({"require": {f"ext-{name}": "*" for name in names}})
-    found = php.facts(project({"composer.json": manifest}))
+    assert php.facts(project({"composer.json": manifest}, "moment.js")) is None, "published for Composer, too"
+    found = php.facts(project({"composer.json": manifest}, "index.php"))
     assert found is not None
     usual = {"php-cli", "php-mbstring", "php-xml", "php-curl", "php-zip", "unzip"}
     assert set(found.packages) == usual | {"php-intl", "php-mysql"}

@@ -481,6 +481,11 @@ def test_what_the_ci_builds_before_the_tests_is_built(runs: list[str], scripts: 
         (["npm run test:node", "npm test"], {"test": "jest"}, "npm test"),
         (["npm run test:browser"], {"test": "jest"}, "npm test"),
         (["npm run test-ci"], {"test": "jest", "test-ci": "FULL=1 npm test"}, "npm test"),
+        (
+            ["pnpm test:services:start", "pnpm build", "pnpm test:ci", "pnpm test:services:stop"],
+            {"test": "pnpm -r test", "test:services:start": "sh start.sh", "test:ci": "pnpm -r test:ci", "build": "tsc"},
+            "npm run build && npm run test:ci",
+        ),
     ],
 )
 def test_the_script_that_the_ci_runs_in_place_of_all_tests_is_run(

@@ -89,7 +89,7 @@ REQUESTS = {
     '[dependency-groups]\ntest = ["pytest", "httpbin"]\n[tool.pytest.ini_options]\ntestpaths = ["tests"]\n',
     "requirements-dev.txt": "-e .[socks]\npytest\n",
     "tox.ini": "[testenv]\ndeps = -rrequirements-dev.txt\n"
-    "extras =\n    security\n    socks\ncommands =\n    pytest {posargs:tests}\n",
+    "extras =\n    security\ncommands =\n    pip install -U -e .[socks]\n    pytest {posargs:tests}\n",
     "tests/test_requests.py": "import pytest\n",
 }
 RICH = {
@@ -460,7 +460,9 @@ def test_cython_runs_first_if_the_repository_lacks_the_c_that_setup_compiles() -
         ("python -m build", None),
         ("pytest; rm -rf {homedir}", None),
         ("pytest {unknown}", None),
-        ("pip install -e .[d]\n    pytest", None),
+        ("pip install -e .[d]\n    pytest", "pytest"),
+        ("pip install other\n    pytest", None),
+        ("pytest\n    sphinx-build -b doctest docs {envdir}/doctest", "pytest"),
         ("make test", None),
         ("pytest 'unbalanced", None),
         ("ruff check .", None),
