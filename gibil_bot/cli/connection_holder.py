@@ -179,8 +179,10 @@ class ConnectionHolder:
         self._code_checked = time.monotonic()
         self._has_changed = False
 
-    async def serve(self, listener: socket.socket) -> None:
+    async def serve(self, listener: socket.socket, name: str) -> None:
+        """`name`: the machine that the first request is expected for. If it has ended before, nothing may ever ask."""
         server = await asyncio.get_running_loop().create_unix_server(lambda: _Client(self._accept), sock=listener)
+        self._open_soon(name)
         try:
             while self._clients or (left := self._left_s()) > 0:
                 self._changed.clear()
@@ -295,13 +297,15 @@ class ConnectionHolder:
             await self._drop(name, opening)
             opening = None
         opening = opening or self._sessions.get(name)  # another client has opened it meanwhile
-        if opening is None:
-            opening = self._sessions[name] = asyncio.create_task(self._open(name))
-            self._checked[name] = time.monotonic()
-            watch = asyncio.create_task(self._watch(name, opening))
-            self._watches.add(watch)
-            watch.add_done_callback(self._watches.discard)
-        return await asyncio.shield(opening)
+        return await asyncio.shield(opening or self._open_soon(name))
+
+    def _open_soon(self, name: str) -> asyncio.Task[MachineSession]:
+        opening = self._sessions[name] = asyncio.create_task(self._open(name))
+        self._checked[name] = time.monotonic()
+        watch = asyncio.create_task(self._watch(name, opening))
+        self._watches.add(watch)
+        watch.add_done_callback(self._watches.discard)
+        return opening
 
     async def _open(self, name: str) -> MachineSession:
         session = await self._machines.open(name)
@@ -472,17 +476,17 @@ def _delete(directory: int, *names: str) -> None:
             os.unlink(name, dir_fd=directory)
 
 
-async def _hold(settings: Settings, environment: bytes, listener: socket.socket) -> None:
+async def _hold(settings: Settings, environment: bytes, listener: socket.socket, machine: str) -> None:
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     async with open_machines(settings) as machines:
-        await ConnectionHolder(settings, machines, environment).serve(listener)
+        await ConnectionHolder(settings, machines, environment).serve(listener, machine)
 
 
 def main() -> None:
     """Hold connections until they aren't needed any more. Prints nothing: clients do without a holder that fails."""
-    environment, name = warm.settings_of(os.environ), sys.argv[1]
+    environment, (name, machine) = warm.settings_of(os.environ), sys.argv[1:]
     folder = os.path.join(warm.data_directory(os.environ), warm.FOLDER)
     settings = load_settings()
     import uvloop
@@ -490,7 +494,7 @@ def main() -> None:
     with _listening(folder, name) as listener, contextlib.suppress(asyncio.CancelledError):
         if listener is not None:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_hold(settings, environment, listener))
+                runner.run(_hold(settings, environment, listener, machine))
 
 
 if __name__ == "__main__":

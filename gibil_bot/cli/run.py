@@ -150,8 +150,10 @@ def timeout_seconds(text: str | None) -> float | None:
     return seconds
 
 
-def start_holder() -> None:
-    """Start a process that keeps a connection for later commands (connection_holder.py), unless that is switched off."""
+def start_holder(name: str) -> None:
+    """Start a process that keeps a connection to the machine for later commands (connection_holder.py), unless that is switched
+    off.
+    """
     from gibil_bot import warm_run as warm
     from gibil_bot.config import load_settings
 
@@ -160,7 +162,7 @@ def start_holder() -> None:
 
         with contextlib.suppress(OSError):
             subprocess.Popen(
-                [sys.executable, "-P", "-m", "gibil_bot.cli.connection_holder", warm.socket_name(os.environ)],
+                [sys.executable, "-P", "-m", "gibil_bot.cli.connection_holder", warm.socket_name(os.environ), name],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", start_new_session=True,
             )  # fmt: skip
 
@@ -184,7 +186,8 @@ async def _run(
                 print_text(f"{job_id}\n")
                 print_message(f"follow it: gibil logs {name} {job_id} -f")
             return 0
-        start_holder()
+        if provider is None:  # which the holder declines
+            start_holder(name)
         if not as_json:
             return await run_in_session(session, command, timeout_s, env, stdin)
         began = time.monotonic()

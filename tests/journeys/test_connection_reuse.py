@@ -66,15 +66,17 @@ def until(condition: object, within_s: float = 20) -> None:
         time.sleep(0.02)  # another process's state
 
 
-def holders(line: CommandLine) -> list[int]:
-    """Return the processes that hold connections of this data directory."""
+def holders(line: CommandLine, idle: str = "") -> list[int]:
+    """Return the processes that hold connections of this data directory, or only those with that setting."""
     found = []
     for each in Path("/proc").glob("[0-9]*"):
         try:
             words, environment = (each / "cmdline").read_bytes(), (each / "environ").read_bytes()
         except OSError:
             continue
-        if b"gibil_bot.cli.connection_holder" in words and f"GIBIL_DATA_DIR={line.data_dir}\0".encode() in environment:
+        variables = environment.split(b"\0")
+        wanted = [f"GIBIL_DATA_DIR={line.data_dir}".encode(), *([f"{IDLE}={idle}".encode()] if idle else [])]
+        if b"gibil_bot.cli.connection_holder" in words and all(variable in variables for variable in wanted):
             found.append(int(each.name))
     return found
 
@@ -204,7 +206,7 @@ def test_no_secret_is_in_the_arguments_of_the_holder(warm: CommandLine) -> None:
     words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     folder = warm.data_dir / FOLDER
     (name,) = (each.name.encode() for each in folder.glob("*.sock"))
-    assert words[1:] == [b"-P", b"-m", b"gibil_bot.cli.connection_holder", name, b""]
+    assert words[1:] == [b"-P", b"-m", b"gibil_bot.cli.connection_holder", name, b"box", b""]
     assert os.readlink(f"/proc/{pid}/cwd") == "/"
     assert folder.stat().st_mode & 0o777 == 0o700
 
@@ -270,8 +272,8 @@ def test_a_holder_ends_with_its_last_machine_and_other_settings_get_another(line
     line.json("create", "--name", "brief", "--ttl", "1h")
     other = {IDLE: "6m"}
     assert line.bash("gibil run brief true", **other).returncode == 0
-    before = set(holders(line))
-    until(lambda: line.bash("gibil run brief true", **other).returncode == 0 and holders(line))
+    until(lambda: holders(line, "6m") and line.bash("gibil run brief true", **other).returncode == 0)
+    (holder,) = holders(line, "6m")
     line.json("destroy", "brief")
+    until(lambda: holder not in holders(line, "6m"))
     assert line.bash("gibil run brief true", **other).returncode == 2
-    until(lambda: len(set(holders(line)) & before) <= 1)
