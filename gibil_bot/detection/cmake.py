@@ -71,7 +71,7 @@ def facts(project: Project) -> Facts | None:
         return None
     packages += _ci_packages(project)
     packages += _frameworks(project)
-    if _tested_by_make(project):
+    if _tested_by_make(project) and not re.search(r"\b(cmake|meson|autoreconf)\b", project.text("Makefile") or ""):
         # installing takes longer than such a project's tests, and nothing here would run
         packages = []
     if rank == LAST_RESORT or _tested_by_make(project):

@@ -23,6 +23,8 @@ POSARGS = "\x01"
 _HERE = "\x02"
 _INSTALLED = "\x03"
 """The folder of installed packages, which differs where the project is installed as a link to its folder."""
+_PROGRAMS = "\x04"
+"""The folder of the environment's programs."""
 _MEASURED = re.compile(r"--(?:source|cov|include)=.*")
 _TEST = re.compile(
     r"(.*\b(pytest|py\.test|unittest|runtests\.py|manage\.py test|django-admin test|zope\.testrunner)\b.*"
@@ -86,6 +88,8 @@ def substituted(text: str, here: str) -> str:
                 return "python"
             case "envtmpdir" | "env_tmp_dir" | "toxworkdir" | "work_dir" | "envdir" | "env_dir" | "envlogdir" | "env_log_dir":
                 return _SCRATCH
+            case "envbindir" | "env_bin_dir":
+                return _PROGRAMS
             case "envsitepackagesdir" | "env_site_packages_dir":
                 return _INSTALLED
             case "envname" | "env_name":
@@ -125,7 +129,7 @@ def candidate(project: Project, environment: Environment, evidence: Evidence) ->
     for line in environment.commands:
         if line.startswith("-"):
             continue
-        text = _arguments_last(" ".join(substituted(line, here).split()))
+        text = _arguments_last(_without_paths(" ".join(substituted(line, here).split())))
         plain = re.sub(rf"{POSARGS}[^{POSARGS}]*{POSARGS}", "", text)
         if found is None and BAD not in plain and _is_test(plain):
             found = text, line
@@ -169,6 +173,14 @@ def _folder(project: Project, text: str) -> str:
     """Return the folder of the checkout where the commands run; empty for its top, and for folders outside."""
     path = substituted(text, _HERE).replace(f"{_HERE}/", "").strip("/ ").removeprefix("./")
     return path if path.isprintable() and any(each.startswith(f"{path}/") for each in project.paths) else ""
+
+
+def _without_paths(text: str) -> str:
+    """Return a program of the environment's folder without that folder, and without coverage's program or Python before it."""
+    python = r"python3? (?:-\S+ (?:\w+ )?)*"
+    coverage = rf"(?:{python})?(?:{_PROGRAMS}/)?coverage run (?:-\S+ )*"
+    program = re.fullmatch(rf"(?:{coverage}|{python})?{_PROGRAMS}/(.*)", text)
+    return (program[1] if program else text).replace(_PROGRAMS, BAD)
 
 
 def _arguments_last(text: str) -> str:
