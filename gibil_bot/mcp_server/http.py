@@ -34,7 +34,8 @@ TOKEN = "gibil.token"  # noqa: S105 (a key)
 BODY_BYTES = 1024 * 1024
 MACHINE_BODY_BYTES = 16 * 1024 * 1024
 """For vm_write."""
-MOST_SESSIONS = 100
+MOST_SESSIONS = 50
+"""Of one token."""
 _LONGEST_HEADER = 200
 _FAILURES, _FAILURES_PER_S = 20, 1 / 3
 """How many wrong tokens an address may send at once, and how fast that is refilled."""
@@ -222,6 +223,24 @@ class Transport:
             await asyncio.gather(self._serving, return_exceptions=True)
 
 
+class PerToken:
+    """A transport for each token, so that the sessions of one take no room from those of another."""
+
+    def __init__(self, create: Callable[[], Transport]) -> None:
+        self._create = create
+        self._transports: dict[str, Transport] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        token: AccessToken = scope[TOKEN]
+        transport = self._transports.get(token.id)
+        if transport is None:
+            transport = self._transports[token.id] = self._create()
+        await transport(scope, receive, send)
+
+    async def close(self) -> None:
+        await asyncio.gather(*(transport.close() for transport in self._transports.values()))
+
+
 @contextlib.asynccontextmanager
 async def bot_endpoint(bot: Bot, address: str, port: int) -> AsyncIterator[ASGIApp]:
     """Yield the app for /mcp of a running bot, which listens on that address. Requests are independent: there is no session."""
@@ -260,7 +279,7 @@ async def machine_endpoint(settings: Settings, address: str, port: int) -> Async
     from gibil_bot.mcp_server.server import machine_server
 
     async with machine_server(settings) as server:
-        transport = Transport(lambda: server, stateless=False, body_bytes=MACHINE_BODY_BYTES)
+        transport = PerToken(lambda: Transport(lambda: server, stateless=False, body_bytes=MACHINE_BODY_BYTES))
         hosts, origins = _addresses(address, port, "")
         guard = Guard(transport, AccessTokens(settings.data_dir), hosts, origins, frozenset({"machines"}))
 

@@ -8,10 +8,12 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from gibil_bot.access_tokens import FILE, AccessTokens
-from gibil_bot.mcp_server.http import TOKEN, Guard, Transport
+from gibil_bot.config import load_settings
+from gibil_bot.mcp_server.http import MOST_SESSIONS, TOKEN, Guard, Transport, machine_endpoint
 from tests.doubles.patience import patient
 
 HOST = "bot.example"
@@ -186,3 +188,26 @@ async def test_a_transport_that_can_not_start_is_tried_again_by_the_next_request
             await transport({"type": "http"}, unused, unused)
     assert tries == 2
     await transport.close()
+
+
+async def test_the_sessions_of_a_token_take_no_room_from_another_token(tmp_path: Path) -> None:
+    tokens = AccessTokens(tmp_path)
+    ada, grace = (tokens.create(login, ("machines",), 3600)[1] for login in ("ada", "grace"))
+    params = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+    opening = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
+    settings = load_settings({"GIBIL_DATA_DIR": str(tmp_path)})
+    async with (
+        machine_endpoint(settings, "127.0.0.1", 80) as app,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1:80") as client,
+    ):
+
+        async def opens(token: str) -> int:
+            headers = {
+                "Host": "127.0.0.1:80",
+                "Authorization": f"Bearer {token}",
+                "Accept": "application/json, text/event-stream",
+            }
+            return (await client.post("/mcp", json=opening, headers=headers)).status_code
+
+        assert [await opens(ada) for _ in range(MOST_SESSIONS + 1)] == [200] * MOST_SESSIONS + [503]
+        assert await opens(grace) == 200
