@@ -883,8 +883,10 @@ class Store(Protocol):
         runs_finished, tellings_due, tellings_failed.
         """
 
-    async def prune(self) -> dict[str, int]:
+    async def prune(self, on_step: Callable[[str, int], None] | None = None) -> dict[str, int]:
         """Delete old rows, a bounded number at a time, and return how many of each kind.
+
+        `on_step(kind, deleted)` is called before each step, which may have to wait for other writes.
 
         Payloads of handled deliveries are deleted after 7 days; deliveries, finished runs, calls of models, and the heads of
         inactive pull requests after 90; the daily sums of what agents spent after 400.

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import sys
 import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from gibil_bot.cancellation import wait_uncancelled
 from gibil_bot.cli.machine import run_async, table
 from gibil_bot.cli.output import Paint, json_option, print_json, print_message, print_text
 from gibil_bot.config import load_settings
@@ -264,7 +268,8 @@ async def _prune(settings: Settings, as_json: bool) -> int:
         await usable(database)
         store = await open_store(settings, exclusive=False, limit_s=_STEP_S)
         try:
-            deleted = await store.prune()
+            async with _shown_steps() as on_step:
+                deleted = await store.prune(on_step)
         finally:
             await store.close()
         free = await database.free_bytes()
@@ -279,6 +284,28 @@ async def _prune(settings: Settings, as_json: bool) -> int:
         f"deleted {count(total, 'row')}{f'; new rows use {megabytes(free)} that are free in the file' if free else ''}"
     )
     return 0
+
+
+@contextlib.asynccontextmanager
+async def _shown_steps() -> AsyncIterator[Callable[[str, int], None]]:
+    """Print once a second which rows are being deleted, also while that waits for another program's lock."""
+    step = ""
+
+    def on_step(kind: str, deleted: int) -> None:
+        nonlocal step
+        step = f"deleting old {kind.replace('_', ' ')}{f', {deleted:,} until now' if deleted else ''}"
+
+    async def show() -> None:
+        while True:
+            await asyncio.sleep(_PROGRESS_S)
+            print_message(step)
+
+    showing = asyncio.create_task(show())
+    try:
+        yield on_step
+    finally:
+        showing.cancel()
+        await wait_uncancelled(showing)
 
 
 @db.command(short_help="Move a SQLite file's rows to PostgreSQL.")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
 
 import pytest
 
+from gibil_bot.cli import db
+from gibil_bot.config import load_settings
 from gibil_bot.errors import ClaimLost, DatabaseUnreachable, StoreError
 from gibil_bot.model import Conclusion
 from gibil_bot.ports import DeliveryOutcome, Store
@@ -287,6 +290,26 @@ async def test_a_command_that_is_interrupted_does_not_wait_for_its_long_limit(po
     await asyncio.gather(call, return_exceptions=True)
     await other.close()
     await looking_on.close()
+
+
+async def test_pruning_behind_a_lock_says_what_it_waits_for(
+    postgres: Cluster, database: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "_PROGRESS_S", 0.05)
+    await (await open_store(postgres.url(database))).close()
+    settings = load_settings({"GIBIL_DATA_DIR": str(tmp_path), "GIBIL_DATABASE_URL": postgres.url(database)})
+    other, shown = await postgres.connect(database), ""
+    async with other.transaction():
+        await other.execute("lock table deliveries")
+        pruning = asyncio.create_task(db._prune(settings, False))
+        async with asyncio.timeout(patient(20)):
+            while "gibil: deleting old payloads\n" not in shown:
+                assert not pruning.done(), shown
+                await asyncio.sleep(0.01)  # what is printed: there is no event to wait for
+                shown += capsys.readouterr().err
+    assert await pruning == 0
+    assert capsys.readouterr().err.endswith("gibil: deleted 0 rows\n")
+    await other.close()
 
 
 async def test_a_wrong_parameter_of_the_address_is_no_reason_to_wait_for_the_server(postgres: Cluster, database: str) -> None:

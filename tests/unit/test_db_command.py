@@ -153,7 +153,7 @@ def test_pruning_prints_what_it_deleted(file: Path) -> None:
     asyncio.run(fill())
     result = CliRunner().invoke(db, ["prune"])
     assert result.stdout == "    1,200 deliveries\n"
-    assert re.fullmatch(r"gibil: deleted 1200 rows; new rows use \d\.\d MB that are free in the file\n", result.stderr)
+    assert re.fullmatch(r"gibil: deleted 1,200 rows; new rows use \d\.\d MB that are free in the file\n", result.stderr)
 
 
 @pytest.mark.parametrize(

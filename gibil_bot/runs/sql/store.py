@@ -46,7 +46,7 @@ class SqlStore:
     async def counts(self) -> dict[str, int]:
         return await self.database.read(counts)
 
-    async def prune(self) -> dict[str, int]:
+    async def prune(self, on_step: Callable[[str, int], None] | None = None) -> dict[str, int]:
         """Delete old rows as ports.Store describes, in steps, so that other writes can run in between.
 
         Payloads of failed deliveries are stored as long as history. A kind that fails doesn't stop the others, whose rows may
@@ -73,6 +73,8 @@ class SqlStore:
             deleted = PRUNE_STEP
             try:
                 while deleted == PRUNE_STEP:
+                    if on_step is not None:
+                        on_step(kind, total[kind])
                     deleted = await self.database.write(step)
                     total[kind] += deleted
             except StoreError as error:
