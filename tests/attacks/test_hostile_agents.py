@@ -135,8 +135,7 @@ until grep -q 'status 0' /root/linger.log; do sleep 0.05; done
 echo lingers
 """
 CHECK_LATER = r"""
-until tail -n 1 /root/linger.log | grep -q 'status [^0]'; do sleep 0.05; done
-tail -n 1 /root/linger.log
+until grep -m 1 'status [^0]' /root/linger.log; do sleep 0.05; done
 curl -sS -m 1 http://evil.example && echo reached a host
 pgrep -f 'sleep 1000' && echo it still sleeps
 true
