@@ -70,6 +70,16 @@ async def test_a_python_project_is_prepared_and_tested(folder: Path) -> None:
     assert any("tests/test_sums.py" in line for line in result["detected"]["evidence"])
 
 
+async def test_files_without_permissions_are_unreadable_for_detected_tests_as_for_an_ordinary_user(folder: Path) -> None:
+    modes = (
+        "import os, tempfile, unittest\nclass T(unittest.TestCase):\n    def test_it(self):\n"
+        "        with tempfile.NamedTemporaryFile() as file:\n            os.chmod(file.name, 0)\n"
+        "            with self.assertRaises(PermissionError): open(file.name)\n"
+    )
+    result, shown = await tried(folder, {"tests/test_modes.py": modes})
+    assert statuses(result)[-1] == ("test", "run", "success"), shown
+
+
 @needs("npm")
 async def test_a_node_project_is_prepared_and_tested(folder: Path) -> None:
     result, shown = await tried(folder, NODE)
