@@ -90,6 +90,7 @@ _RUNS_SEVERAL = re.compile(r"\b(npm-run-all2?|run-s|run-p)\b")
 _CALLS_BY_PATTERN = re.compile(r"/\^([\w:-]+)\.\*\$?/|(?<![\w./])([\w-]+:)\*")
 """`pnpm run "/^test:.*/"`, `run-s test:*`, `concurrently "npm:test:*"`"""
 _CALLS = re.compile(r"\b(?:npm|pnpm|yarn|bun)(?: run| run-script)? (\w[\w:.-]*)(?= |$)")
+_LINTS = re.compile(r"(?:^|[:_-])(lint|eslint|format|fmt|prettier|style|standard|xo|biome|knip|spell)")
 _AUDITS = re.compile(r"\b(npm(@\S+)?|pnpm|yarn|aud) (npm )?audit\b|\baud\b")
 """What asks the registry for known vulnerabilities, which says nothing about a change."""
 _NO_PART = r"(?![\w:-]*[:-](?:start|stop|up|down|setup|teardown|services|prepare)\b)"
@@ -521,6 +522,9 @@ def _by_script(project: Project, scripts: dict[str, str], name: str, manager: Ma
         return [Candidate(run=manager.script(name, arguments=True), evidence=evidence, needs=manager.needs, rank=30)]
     if name == "test" and manager.name == "npm" and (plain := _without_hooks(project)):
         return [Candidate(run='npm test --ignore-scripts -- "$@"', evidence=plain, needs=manager.needs, rank=30)]
+    if tested := _without_linters(project, scripts, name):
+        name, evidence = tested
+        return [Candidate(run=manager.script(name, arguments=True), evidence=evidence, needs=manager.needs, rank=30)]
     evidence = _script_evidence(project, scripts, name)
     whole = Candidate(run=manager.script(name, arguments=True), evidence=evidence, needs=manager.needs, rank=30)
     parts = _parts(scripts, name)
@@ -562,6 +566,25 @@ def _ci_script(project: Project, scripts: dict[str, str], test: str) -> tuple[st
         if chosen is None and name in scripts and _TEST_NAME.fullmatch(name) and "test" not in _called_by(scripts, name):
             chosen = name, command.evidence()
     return chosen
+
+
+def _without_linters(project: Project, scripts: dict[str, str], test: str) -> tuple[str, Evidence] | None:
+    """Return the script of `test` that tests if the others lint, and the CI's jobs that test leave those out: a job that lints
+    may install more.
+    """
+    parts = _parts(scripts, test)
+    linters = [part for part in parts if _LINTS.search(part)]
+    tests = [part for part in parts if part not in linters]
+    if not linters or len(tests) != 1:
+        return None
+    jobs: dict[str, set[str]] = {}
+    found: Evidence | None = None
+    for command in ci_hints.commands(project):
+        if (called := _CALL.match(command.run)) and not command.folder:
+            jobs.setdefault(command.job, set()).add(called[1])
+            found = found or (command.evidence() if called[1] == tests[0] else None)
+    ran = set().union(*(names for names in jobs.values() if tests[0] in names))
+    return (tests[0], found) if found and not ran & {"test", "t", "tst", *linters} else None
 
 
 def _called_by(scripts: dict[str, str], name: str) -> set[str]:

@@ -473,6 +473,9 @@ def test_what_the_ci_builds_before_the_tests_is_built(runs: list[str], scripts: 
     [
         (["pnpm run test:node"], {"test": "cd packages/a && npm test"}, "npm run test:node"),
         (["npm run test:node", "npm run lint"], {"test": "npm run test:node && npm run lint"}, "npm test"),
+        (["npm run test:node"], {"test": "npm run lint && npm run test:node"}, "npm run test:node"),
+        (["npm run test:node", "npm test"], {"test": "npm run lint && npm run test:node"}, "npm test"),
+        (["npm run test:node"], {"test": "npm run build && npm run test:node", "build": "tsc"}, "npm test"),
         (["npm run test:node"], {"test": "npm run test:all", "test:all": "npm run test:node -s && karma"}, "npm test"),
         (["npm run test:node"], {"test": 'pnpm run "/^test:.*/"'}, "npm test"),
         (["npm run test:node"], {"test": "run-s -c test:*"}, "npm test"),
