@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from gibil_bot.detection.facts import Candidate, Evidence
@@ -57,6 +58,8 @@ class EnvironmentFacts:
     options: frozenset[str] = frozenset()
     """Options of `uv sync`: `--all-packages`, `--no-default-groups`."""
     candidate: Candidate | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """What the tool sets by itself."""
 
 
 @dataclass(slots=True)

@@ -123,7 +123,7 @@ def facts(project: Project) -> Facts | None:
         steps=tuple(steps),
         tests=tuple(tests if manifests else [replace(each, rank=each.rank + 30) for each in tests]),
         packages=_packages(project, None if manager == "uv" else _chosen_extras(steps)),
-        env=env,
+        env={name: value for found in environments for name, value in found.variables.items()} | env,
         caches=("~/.cache/uv", "~/.cache/pip"),
         problems=tuple(project.problems[path] for path in manifests if path in project.problems),
     )

@@ -17,6 +17,8 @@ from gibil_bot.detection.project import Project
 from gibil_bot.detection.python_requirements import parse_ini, string, strings, table, without_comment
 from gibil_bot.detection.python_versions import DISTRIBUTED
 
+_VARIABLES = {"PYTHONHASHSEED": "1"}
+"""What tox sets, to another number in each run: without it, the processes of pytest-xdist may see sets in other orders."""
 _MOST_LINES = 1000
 _DEEPEST = 5
 _MOST_ALTERNATIVES = 200
@@ -66,6 +68,7 @@ def read(project: Project) -> EnvironmentFacts | None:
         # tox installs these groups and no others.
         options=frozenset(("--no-default-groups",) if environment.groups else ()),
         candidate=candidate(project, environment, evidence),
+        variables=_VARIABLES,
     )
 
 
@@ -88,7 +91,7 @@ def _from_ini(sections: dict[str, dict[str, str]], path: str) -> Environment | N
     name = _section(sections, "testenv", "testenv:", lambda section: "commands" in section)
     if name is None:
         return None
-    section = sections[name]
+    section = {**sections.get("testenv", {}), **sections[name]}
     factors = _factors(sections)
 
     def lines(*keys: str) -> list[str]:
@@ -115,6 +118,10 @@ def _section(sections: Any, base: str, prefix: str, has_commands: Any) -> str | 
     if base in sections and has_commands(sections[base]):
         return base
     named = next((f"{prefix}{each}" for each in ("tests", "test", "py", "py3", "unit") if f"{prefix}{each}" in sections), None)
+    if named is None:
+        names = (name for name in sections if name.startswith(prefix) and has_commands(sections[name]))
+        # `py{310,311}` is both py310 and py311.
+        named = next((name for name in names if any(map(_PYTHON.fullmatch, _alternatives(name.removeprefix(prefix))))), None)
     return named or (base if base in sections else None)
 
 

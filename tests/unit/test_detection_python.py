@@ -513,6 +513,24 @@ def test_the_usual_environment_of_tox_is_chosen_from_its_list(listed: str, chose
     assert [words[0] for words in found.requirements] == chosen
 
 
+def test_an_environment_of_tox_that_is_named_for_versions_of_python_inherits_from_testenv() -> None:
+    ini = "[tox]\nenvlist = py310\n[testenv]\ndeps = mock\n[testenv:docs]\ncommands = sphinx-build\n"
+    ini += "[testenv:py{310,311}-plugins]\ncommands = pytest plugins\n[testenv:py{310,311,312}]\nextras = testing\n"
+    found = tox.read(project({"tox.ini": f"{ini}commands = pytest {{posargs:tests/}}\npassenv = CI\n"}))
+    assert found is not None
+    assert (found.requirements, found.extras) == ((("mock",),), ("testing",))
+    assert found.candidate is not None
+    assert found.candidate.shown == "pytest tests/"
+
+
+def test_the_processes_of_tests_under_tox_have_the_same_hash_seed() -> None:
+    found = facts(
+        {"tox.ini": "[testenv]\ndeps = pytest-xdist\ncommands = pytest -n auto\n", "tests/test_a.py": "import pytest"}
+    )
+    assert found.env["PYTHONHASHSEED"] == "1"
+    assert "PYTHONHASHSEED" not in facts({"pyproject.toml": "[project]\nname = 'a'", "tests/test_a.py": "import pytest"}).env
+
+
 def test_requirements_of_tox_have_no_comments() -> None:
     text = "[testenv]\ndeps =\n    sybil >= 1.3  # https://example.org/issues/20#issue\n    git+https://example.org/a#egg=a\n"
     found = tox.read(project({"tox.ini": text}))
