@@ -11,8 +11,6 @@ from gibil_bot.detection.languages import LAST_RESORT, is_only
 from gibil_bot.detection.project import Project
 from gibil_bot.detection.values import quoted
 
-WANTED = ("package.json", "Makefile", *ci_hints.WANTED)
-
 _SCRIPT = re.compile(
     r"(?:(?:bash|sh|dash|zsh) )?(?:\./)?"
     r"((?:[\w.-]+/){0,9}(?:(?:run[-_]?)?(?:unit)?tests?[\w-]*|(?:(?<=test/)|(?<=tests/))run[\w-]*)(?:\.sh|\.bash)?)"
@@ -41,6 +39,7 @@ _USUAL = (
     ),
 )
 _SUITES = ("test", "tests", "spec")
+WANTED = ("package.json", "Makefile", *_USUAL, *ci_hints.WANTED)
 
 
 def facts(project: Project) -> Facts | None:
@@ -62,7 +61,12 @@ def facts(project: Project) -> Facts | None:
     if project.has(".shellspec"):
         tests.append(Candidate(run="shellspec", evidence=Evidence(path=".shellspec"), needs=("shellspec",), rank=rank))
     tests += _scripts(project, rank)
-    return Facts(ecosystem="Shell", tests=tuple(tests), runtimes=runtimes) if tests else None
+    if not tests:
+        return None
+    lines = (line.partition("#")[0] for path in project.present(_USUAL) for _, line in project.lines(path))
+    # The machines of GitHub's CI have it.
+    packages = ("shellcheck",) if is_only(project) and any("shellcheck" in line for line in lines) else ()
+    return Facts(ecosystem="Shell", tests=tuple(tests), runtimes=runtimes, packages=packages)
 
 
 def _scripts(project: Project, rank: int) -> list[Candidate]:

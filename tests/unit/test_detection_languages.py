@@ -460,6 +460,15 @@ def test_cargo_tests_the_features_that_the_ci_tests(runs: list[str], command: st
     assert found.tests[0].run == command
 
 
+def test_a_linter_that_a_test_script_calls_is_installed() -> None:
+    found = shell.facts(project({"test.sh": "set -e  # without shellcheck\nshellcheck a.sh\n"}))
+    assert found is not None
+    assert found.packages == ("shellcheck",)
+    other = shell.facts(project({"test.sh": "set -e  # without shellcheck\n"}))
+    assert other is not None
+    assert other.packages == ()
+
+
 def test_extensions_of_php_become_packages() -> None:
     names = ("json", "dom", "intl", "pdo_mysql", "made-up; id", "inhouse")
     manifest = json.dumps({"require": {f"ext-{name}": "*" for name in names}})
