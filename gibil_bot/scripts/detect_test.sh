@@ -6,7 +6,7 @@ read -r -a args <<<"${GIBIL_INPUT_ARGS:-}" || true
 group='' done='' ran=0 status=0
 
 # Tests expect that a file without permissions can't be read, which root may by two capabilities. Files have the owner root.
-shell=(setpriv --bounding-set=-dac_override,-dac_read_search -- bash)
+shell=(setpriv '--bounding-set=-dac_override,-dac_read_search' -- bash)
 "${shell[@]}" -c true >/dev/null 2>&1 || shell=(bash)
 
 usable() {
