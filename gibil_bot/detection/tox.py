@@ -119,9 +119,10 @@ def _section(sections: Any, base: str, prefix: str, has_commands: Any) -> str | 
         return base
     named = next((f"{prefix}{each}" for each in ("tests", "test", "py", "py3", "unit") if f"{prefix}{each}" in sections), None)
     if named is None:
+        pythons = {f"py{version.replace('.', '')}" for version in DISTRIBUTED}
         names = (name for name in sections if name.startswith(prefix) and has_commands(sections[name]))
         # `py{310,311}` is both py310 and py311.
-        named = next((name for name in names if any(map(_PYTHON.fullmatch, _alternatives(name.removeprefix(prefix))))), None)
+        named = next((name for name in names if pythons.intersection(_alternatives(name.removeprefix(prefix)))), None)
     return named or (base if base in sections else None)
 
 
