@@ -515,7 +515,8 @@ def test_the_usual_environment_of_tox_is_chosen_from_its_list(listed: str, chose
 
 def test_an_environment_of_tox_that_is_named_for_versions_of_python_inherits_from_testenv() -> None:
     ini = "[tox]\nenvlist = py310\n[testenv]\ndeps = mock\n[testenv:docs]\ncommands = sphinx-build\n"
-    ini += "[testenv:py27]\ncommands = nosetests\n[testenv:py{310,311}-plugins]\ncommands = pytest plugins\n[testenv:py{310,311,312}]\nextras = testing\n"
+    ini += "[testenv:py27]\ncommands = nosetests\n"
+    ini += "[testenv:py{310,311}-plugins]\ncommands = pytest plugins\n[testenv:py{310,311,312}]\nextras = testing\n"
     found = tox.read(project({"tox.ini": f"{ini}commands = pytest {{posargs:tests/}}\npassenv = CI\n"}))
     assert found is not None
     assert (found.requirements, found.extras) == ((("mock",),), ("testing",))
