@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from gibil_bot.detection.environments import Environment, EnvironmentFacts, candidate
+from gibil_bot.detection.environments import Environment, EnvironmentFacts, candidate, extras_of
 from gibil_bot.detection.facts import Evidence
 from gibil_bot.detection.project import Project
 from gibil_bot.detection.python_requirements import TEST_NAMES, requirements, string, strings, table
@@ -63,6 +63,7 @@ def _facts(project: Project, name: str, tables: list[dict[str, Any]]) -> Environ
             if _FOLDER.fullmatch(folder) and ".." not in folder and project.has(f"{folder}/pyproject.toml"):
                 found.append(("-e", f"./{folder}"))
     environment = Environment(path, heading)
+    environment.extras = [name for each in tables for name in strings(each.get("features"))]
     scripts: dict[str, Any] = {}
     for each in tables:
         scripts |= table(each, "scripts")
@@ -77,7 +78,7 @@ def _facts(project: Project, name: str, tables: list[dict[str, Any]]) -> Environ
     return EnvironmentFacts(
         evidence=Evidence(path=path, line=evidence.line, text=evidence.text),
         requirements=tuple(dict.fromkeys(found)),
-        extras=tuple(name for each in tables for name in strings(each.get("features"))),
+        extras=extras_of(environment),
         groups=tuple(name for each in tables for name in strings(each.get("dependency-groups"))),
         candidate=tests,
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from gibil_bot.detection import python, tox
+from gibil_bot.detection import hatch, python, tox
+from gibil_bot.detection.environments import EnvironmentFacts
 from gibil_bot.detection.facts import Facts
 from gibil_bot.detection.project import Project
 from gibil_bot.detection.python_requirements import group_requirements
@@ -251,6 +253,23 @@ def test_the_file_and_the_scripts_of_hatch_are_read() -> None:
     found = facts({**base, "hatch.toml": scripts})
     assert installs(found) == ["pip install -e . pytest"]
     assert commands(found)[0] == "MODE=full pytest tests -q"
+
+
+@pytest.mark.parametrize(
+    ("read", "file", "text"),
+    [
+        (tox.read, "tox.ini", "[testenv]\npassenv = CI\nextras = a\ncommands =\n    pip install -e .[b]\n    pytest\n"),
+        (hatch.read, "hatch.toml", '[envs.test]\nfeatures = ["a"]\nscripts.test = ["pip install -e .[b]", "pytest"]\n'),
+    ],
+)
+def test_extras_that_a_command_installs_are_those_of_the_environment(
+    read: Callable[[Project], EnvironmentFacts | None], file: str, text: str
+) -> None:
+    found = read(project({file: text}))
+    assert found is not None
+    assert found.extras == ("a", "b")
+    assert found.candidate is not None
+    assert found.candidate.run == "pytest"
 
 
 NOX = """\
