@@ -90,6 +90,8 @@ _RUNS_SEVERAL = re.compile(r"\b(npm-run-all2?|run-s|run-p)\b")
 _CALLS_BY_PATTERN = re.compile(r"/\^([\w:-]+)\.\*\$?/|(?<![\w./])([\w-]+:)\*")
 """`pnpm run "/^test:.*/"`, `run-s test:*`, `concurrently "npm:test:*"`"""
 _CALLS = re.compile(r"\b(?:npm|pnpm|yarn|bun)(?: run| run-script)? (\w[\w:.-]*)(?= |$)")
+_TEST = ("test", "t", "tst")
+"""npm's names of the script `test`."""
 _LINTS = re.compile(r"(?:^|[:_-])(lint|eslint|format|fmt|prettier|style|standard|xo|biome|knip|spell)")
 _AUDITS = re.compile(r"\b(npm(@\S+)?|pnpm|yarn|aud) (npm )?audit\b|\baud\b")
 """What asks the registry for known vulnerabilities, which says nothing about a change."""
@@ -517,16 +519,18 @@ def _script_evidence(project: Project, scripts: dict[str, str], name: str) -> Ev
 
 
 def _by_script(project: Project, scripts: dict[str, str], name: str, manager: Manager) -> list[Candidate]:
+
+    def running(script: str, evidence: Evidence) -> Candidate:
+        return Candidate(run=manager.script(script, arguments=True), evidence=evidence, needs=manager.needs, rank=30)
+
     if tested := _ci_script(project, scripts, name):
-        name, evidence = tested
-        return [Candidate(run=manager.script(name, arguments=True), evidence=evidence, needs=manager.needs, rank=30)]
+        return [running(*tested)]
     if name == "test" and manager.name == "npm" and (plain := _without_hooks(project)):
         return [Candidate(run='npm test --ignore-scripts -- "$@"', evidence=plain, needs=manager.needs, rank=30)]
     if tested := _without_linters(project, scripts, name):
-        name, evidence = tested
-        return [Candidate(run=manager.script(name, arguments=True), evidence=evidence, needs=manager.needs, rank=30)]
+        return [running(*tested)]
     evidence = _script_evidence(project, scripts, name)
-    whole = Candidate(run=manager.script(name, arguments=True), evidence=evidence, needs=manager.needs, rank=30)
+    whole = running(name, evidence)
     parts = _parts(scripts, name)
     with_browser = [part for part in parts if _uses_browser(scripts, part)]
     others = [part for part in parts if part not in with_browser]
@@ -561,7 +565,7 @@ def _ci_script(project: Project, scripts: dict[str, str], test: str) -> tuple[st
         if called is None or command.folder:
             continue
         name = called[1]
-        if name in ("test", "t", "tst") or (name in parts and not audits):
+        if name in _TEST or (name in parts and not audits):
             return None
         if chosen is None and name in scripts and _TEST_NAME.fullmatch(name) and "test" not in _called_by(scripts, name):
             chosen = name, command.evidence()
@@ -584,7 +588,7 @@ def _without_linters(project: Project, scripts: dict[str, str], test: str) -> tu
             jobs.setdefault(command.job, set()).add(called[1])
             found = found or (command.evidence() if called[1] == tests[0] else None)
     ran = set().union(*(names for names in jobs.values() if tests[0] in names))
-    return (tests[0], found) if found and not ran & {"test", "t", "tst", *linters} else None
+    return (tests[0], found) if found and not ran & {*_TEST, *linters} else None
 
 
 def _called_by(scripts: dict[str, str], name: str) -> set[str]:
