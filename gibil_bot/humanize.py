@@ -80,7 +80,7 @@ def _joins(text: str, index: int) -> bool:
 
 def count(number: int, noun: str) -> str:
     """Return 1 task, 2,000 tasks."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

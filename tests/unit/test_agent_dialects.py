@@ -547,7 +547,7 @@ def test_a_secret_that_two_events_share_is_masked() -> None:
     assert output.ended.text == output.summary.last_words == "key: ***!"
 
 
-def test_every_entry_has_lines_in_the_log_and_a_part_in_the_account() -> None:
+def test_every_entry_has_lines_in_the_log_and_a_part_in_the_summary() -> None:
     entries: list[Entry] = [
         Said(text="a"),
         Thought(text="b"),
@@ -558,9 +558,9 @@ def test_every_entry_has_lines_in_the_log_and_a_part_in_the_account() -> None:
         Retried(status=429, text="j"),
         Printed(text="k"),
     ]
-    account = TranscriptSummary()
+    summary = TranscriptSummary()
     for entry in entries:
-        account.add(entry)
+        summary.add(entry)
         assert log_lines(entry).endswith("\n")
-    shown = account.markdown(5000)
+    shown = summary.markdown(5000)
     assert all(f"`{name}`" in shown or f"\n{name}\n" in shown for name in "acdefhik")
